@@ -1,0 +1,54 @@
+"""Data-dependent randomized smoothing: one noise level per image, certified and seen.
+
+    image -> sigma_x -> counts -> certificate -> record -> memory -> table -> figure
+
+Each stage is one module and takes the value of the one before. Figures live in `ddviz.plots`, which alone needs plotly.
+"""
+
+from ddviz import datasets, models
+from ddviz.analysis import average_certified_radius, certified_accuracy, envelope
+from ddviz.certify import Certificate, certify, predict
+from ddviz.config import RunConfig
+from ddviz.errors import InputError, ResourceError
+from ddviz.experiment import Experiment, Run, run
+from ddviz.memory import Answer, Memory, replay
+from ddviz.networks import FromProbabilities, Normalize
+from ddviz.records import ABSTAIN, Record, read_records
+from ddviz.sampling import Sampler
+from ddviz.sigma import SOLVERS, Ascent, Grid, SigmaPath
+from ddviz.smoothing import SMOOTHINGS, Gaussian, Uniform
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ABSTAIN",
+    "SMOOTHINGS",
+    "SOLVERS",
+    "Answer",
+    "Ascent",
+    "Certificate",
+    "Experiment",
+    "FromProbabilities",
+    "Gaussian",
+    "Grid",
+    "InputError",
+    "Memory",
+    "Normalize",
+    "Record",
+    "ResourceError",
+    "Run",
+    "RunConfig",
+    "Sampler",
+    "SigmaPath",
+    "Uniform",
+    "average_certified_radius",
+    "certified_accuracy",
+    "certify",
+    "datasets",
+    "envelope",
+    "models",
+    "predict",
+    "read_records",
+    "replay",
+    "run",
+]

@@ -1,0 +1,119 @@
+"""Certified prediction of a smoothed classifier (Cohen et al. 2019, arXiv 1902.02918, section 3.2).
+
+Three disjoint sets of noise samples keep the certificate honest: one chose sigma_x, one chooses the class, one
+estimates its probability.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import beta, binomtest
+from torch import Tensor, nn
+
+from ddviz.datasets import checked_image
+from ddviz.errors import InputError
+from ddviz.noise import NoiseKey, Stage
+from ddviz.records import ABSTAIN
+from ddviz.sampling import Sampler
+from ddviz.smoothing import SMOOTHINGS, Smoothing
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The smoothed classifier answers `predict` on the open ball of `radius` around the image.
+
+    It holds with probability at least 1 - alpha over the noise. Radius in [0,1]-pixel units of the smoothing's norm; 0
+    and ABSTAIN where nothing could be certified. `count` of `n` samples fell on the chosen class, whose
+    probability is at least `p_lower`. sigma is the noise scale (lambda for l1).
+    """
+
+    predict: int
+    radius: float
+    p_lower: float
+    count: int
+    n: int
+    sigma: float
+
+
+def lower_confidence_bound(count: int, n: int, alpha: float) -> float:
+    """Clopper-Pearson: a bound that is at most p with probability 1 - alpha, where count ~ Binomial(n, p)."""
+    return float(beta.ppf(alpha, count, n - count + 1)) if count > 0 else 0.0
+
+
+def largest_p_lower(n: int, alpha: float) -> float:
+    """The bound when all n samples agree, alpha^(1/n): no certificate can do better."""
+    return alpha ** (1 / n)
+
+
+def certificate(chosen: int, count: int, n: int, *, sigma: float, alpha: float, smoothing: Smoothing) -> Certificate:
+    """The certificate that `count` of `n` fresh samples on the class `chosen` give."""
+    p_lower = lower_confidence_bound(count, n, alpha)
+    radius = smoothing.certified_radius(sigma, p_lower)
+    return Certificate(chosen if p_lower > 0.5 else ABSTAIN, radius, p_lower, count, n, sigma)
+
+
+def certify(
+    network: Sampler | nn.Module,
+    x: Tensor,
+    sigma: float,
+    *,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    smoothing: Smoothing = SMOOTHINGS["l2"],
+    seed: int = 0,
+    index: int = 0,
+) -> Certificate:
+    """Certify one image x (C, H, W) of pixels in [0, 1] at noise scale `sigma`.
+
+    network: any nn.Module from pixels (B, C, H, W) to logits, or a prepared `Sampler`. n0 samples choose the class,
+    n fresh ones estimate its probability; alpha is the probability that the certificate is wrong. (seed, index) name
+    the noise: give each image its own index.
+
+    Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), or n0, n < 1.
+    """
+    sampler, sigma = _checked(network, x, sigma, alpha=alpha, n0=n0, n=n)
+    choice = sampler.count(x, sigma, n0, smoothing=smoothing, key=NoiseKey(seed, index, Stage.CHOICE))
+    chosen = int(choice.argmax())
+    counts = sampler.count(x, sigma, n, smoothing=smoothing, key=NoiseKey(seed, index, Stage.ESTIMATE))
+    return certificate(chosen, int(counts[chosen]), n, sigma=sigma, alpha=alpha, smoothing=smoothing)
+
+
+def predict(
+    network: Sampler | nn.Module,
+    x: Tensor,
+    sigma: float,
+    *,
+    n: int = 1000,
+    alpha: float = 0.001,
+    smoothing: Smoothing = SMOOTHINGS["l2"],
+    seed: int = 0,
+    index: int = 0,
+) -> int:
+    """The smoothed classifier's class at x, or ABSTAIN; wrong with probability at most alpha.
+
+    Tests whether the two most frequent classes of n samples could be equally likely (arXiv 1902.02918, section 3.2.1).
+    """
+    sampler, sigma = _checked(network, x, sigma, alpha=alpha, n=n)
+    counts = sampler.count(x, sigma, n, smoothing=smoothing, key=NoiseKey(seed, index, Stage.PREDICT))
+    top, second = counts.topk(2).values.tolist()
+    test = binomtest(top, top + second, 0.5)
+    return int(counts.argmax()) if test.pvalue <= alpha else ABSTAIN
+
+
+def _checked(
+    network: Sampler | nn.Module, x: Tensor, sigma: float, *, alpha: float, **samples: int
+) -> tuple[Sampler, float]:
+    """A sampler, and the noise scale as the float32 that multiplies the noise: the certificate is about that one."""
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise InputError(f"expected sigma > 0, got {sigma:g}.")
+    if not 0 < alpha < 1:
+        raise InputError(f"expected alpha, a probability of failure, in (0, 1), got {alpha:g}.")
+    for name, value in samples.items():
+        if value < 1:
+            raise InputError(f"expected {name} >= 1 noise samples, got {value}.")
+    checked_image(x, "the image")
+    if isinstance(network, nn.Module):
+        network = Sampler.prepare(network, x, device=x.device)
+    return network, torch.tensor(sigma, dtype=torch.float32).item()

@@ -1,0 +1,192 @@
+"""Settings of a run: one frozen dataclass, checked before anything is loaded.
+
+Each default of `notebooks/certify.ipynb` has its home here.
+"""
+
+import difflib
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from ddviz.certify import largest_p_lower
+from ddviz.datasets import DATASETS
+from ddviz.errors import InputError
+from ddviz.models import NORMALIZATIONS
+from ddviz.networks import ARCHITECTURES
+from ddviz.sampling import DTYPES
+from ddviz.sigma import SOLVERS, Ascent, Grid, Solver
+from ddviz.smoothing import SMOOTHINGS
+
+METHODS = {"fixed": "fixed", "ds": "data-dependent"}
+"""Methods by the short name of parameters and folders, with the name that figures show."""
+
+_USEFUL_P = 0.55  # a sample size that cannot bound p_A above this certifies radii of a rounding error at best
+_NOT_DECIDING = ("data_root", "download", "run_root", "method", "max_images")
+_MARK = "_ddviz_guarded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to certify, with which network, how. Names are the field's; `samples` is n of Algorithm 1.
+
+    "", 0 and "auto" leave a choice to the package: for data_root, checkpoint and arch see `datasets.load` and
+    `models.load`; sigma_min and sigma_max are the solver's own bounds; batch and search_batch are what suits the
+    device; max_images 0 takes all.
+    """
+
+    dataset: str = "digits"
+    data_root: str = ""
+    download: bool = False
+    image_size: int = 0
+    checkpoint: str = ""
+    arch: str = ""
+    normalize: str = "auto"
+    norm: str = "l2"
+    sigma: float = 0.12
+    method: str = "both"
+    solver: str = "ascent"
+    iterations: int = 100
+    lr: float = 1e-3
+    samples: int = 4
+    clamp: float = 0.0005
+    sigma_min: float = 0.0
+    sigma_max: float = 0.0
+    keep_class: bool = True
+    keep_radius: bool = True
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    batch: int = 0
+    search_batch: int = 0
+    skip: int = 1
+    max_images: int = 200
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    run_root: str = "runs"
+
+    def __post_init__(self) -> None:
+        for check in (self._check_types, self._check_names, self._check_values):
+            check()
+
+    @classmethod
+    def from_namespace(cls, namespace: dict[str, object]) -> "RunConfig":
+        """Settings from a notebook's variables; a plain value under an unknown name is refused.
+
+        papermill only warns of an unknown `-p` name. Run a second time in the same kernel, names are not judged: by
+        then the namespace holds the reader's own.
+
+        Raises: InputError naming the parameter.
+        """
+        known = [field.name for field in fields(cls)]
+        plain = (str, int, float, bool, list, dict, tuple, type(None))
+        unknown = [
+            name
+            for name, value in namespace.items()
+            if not name.startswith("_") and isinstance(value, plain) and name not in (*known, "In", "Out")
+        ]
+        if unknown and _MARK not in namespace:
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise InputError(f"unknown parameter {unknown[0]}.{hint} Known: {', '.join(known)}.")
+        namespace[_MARK] = True
+        return cls(**{name: namespace[name] for name in known if name in namespace})  # type: ignore[arg-type]
+
+    @property
+    def methods(self) -> list[str]:
+        """Short names of the methods to run."""
+        return list(METHODS) if self.method == "both" else [self.method]
+
+    @property
+    def deciding(self) -> dict[str, object]:
+        """The settings that decide a record; the others only say where things are and how many images to do."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+
+    def make_solver(self) -> Solver:
+        """The solver these settings describe; a grid is given as many evaluations as K steps forward and back."""
+        bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        common = {
+            "samples": self.samples,
+            "clamp": self.clamp,
+            "keep_class": self.keep_class,
+            "keep_radius": self.keep_radius,
+            **{name: bound for name, bound in bounds.items() if bound},
+        }
+        if self.solver == "grid":
+            return Grid(evaluations=2 * self.iterations, **common)  # type: ignore[arg-type]
+        return Ascent(iterations=self.iterations, lr=self.lr, **common)  # type: ignore[arg-type]
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif field.type is int and type(value) is float and value.is_integer():
+                object.__setattr__(self, field.name, int(value))  # papermill reads 1e5 as a float
+            elif field.type is str and isinstance(value, Path):
+                object.__setattr__(self, field.name, str(value))
+            elif type(value) is not field.type:
+                kind = getattr(field.type, "__name__", field.type)
+                raise InputError(f"expected {field.name} to be {kind}, got {value!r} ({type(value).__name__}).")
+
+    def _check_names(self) -> None:
+        choices = {
+            "arch": ["", *ARCHITECTURES],
+            "normalize": ["auto", *NORMALIZATIONS],
+            "norm": list(SMOOTHINGS),
+            "method": [*METHODS, "both"],
+            "solver": list(SOLVERS),
+            "dtype": ["auto", *DTYPES],
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                shown = ", ".join(choice or '""' for choice in allowed)
+                raise InputError(f"expected {name} to be one of {shown}, got {getattr(self, name)!r}.")
+        if self.dataset not in DATASETS and not Path(self.dataset).expanduser().is_dir():
+            near = difflib.get_close_matches(self.dataset, DATASETS, 1)
+            raise InputError(
+                f"expected dataset to be one of {', '.join(DATASETS)}, or a folder of class folders, got "
+                f"{self.dataset!r}." + (f" Did you mean {near[0]}?" if near else "")
+            )
+        kind = self.device.split(":")[0]
+        if self.device != "auto" and kind not in ("cpu", "cuda"):
+            raise InputError(f"expected device to be auto, cpu, cuda or cuda:N, got {self.device!r}.")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise InputError("expected device to be cpu or auto: torch sees no CUDA device here, got 'cuda'.")
+
+    def _check_values(self) -> None:
+        for name in ("sigma", "lr", "alpha", "clamp", "sigma_min", "sigma_max"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"expected {name} to be a finite number, got {getattr(self, name)}.")
+        least = {"n0": 1, "n": 1, "skip": 1, "samples": 1, "max_images": 0, "iterations": 0, "image_size": 0}
+        least |= {"batch": 0, "search_batch": 0, "seed": 0, "lr": 0, "sigma_min": 0, "sigma_max": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise InputError(f"expected {name} >= {low}, got {getattr(self, name)}.")
+        if self.sigma <= 0:
+            raise InputError(f"expected sigma > 0, a noise scale in [0,1]-pixel units, got {self.sigma:g}.")
+        if not 0 < self.clamp < 0.5:
+            raise InputError(f"expected clamp in (0, 0.5), got {self.clamp:g}.")
+        if not 0 < self.alpha < 0.5:
+            raise InputError(
+                f"expected alpha, the probability of a wrong certificate, in (0, 0.5), got {self.alpha:g}."
+            )
+        if (bound := largest_p_lower(self.n, self.alpha)) < _USEFUL_P:
+            enough = math.ceil(math.log(self.alpha) / math.log(_USEFUL_P))
+            raise InputError(
+                f"expected n >= {enough} samples, got {self.n}: too few to certify anything, since even if "
+                "all agree they bound "
+                f"p_A only by {bound:.3f} at alpha={self.alpha:g}. The field uses n=100000."
+            )
+        if self.solver == "grid" and self.samples > 2 * self.iterations:
+            raise InputError(
+                f"expected samples <= 2 * iterations for a grid, got {self.samples} and {self.iterations}."
+            )
+        solver = self.make_solver()
+        if "ds" in self.methods and not solver.sigma_min < self.sigma <= solver.sigma_max:
+            raise InputError(
+                f"expected sigma_min < sigma <= sigma_max, got {solver.sigma_min:g}, {self.sigma:g}, "
+                f"{solver.sigma_max:g}."
+            )

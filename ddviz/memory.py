@@ -1,0 +1,163 @@
+"""The memory that makes data-dependent smoothing sound (Algorithm 3, arXiv 2012.04351, appendix C).
+
+With a sigma of its own for every input, an answer near x could contradict the certificate at x. The memory keeps every
+answered input with its ball, and balls of different classes never intersect.
+
+What it guarantees: every answer given after x, inside the stored ball of x, equals the answer at x. It does not
+speak of answers given before x, and another order of inputs can give other answers.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddviz.errors import InputError
+from ddviz.records import ABSTAIN, Record
+
+Case = Literal["new", "known", "adopted", "shrunk", "abstained"]
+"""What the memory did: stored the answer as it came; repeated a stored one; took over the class of the ball around the
+input; shrank the radius to the nearest ball of another class; stored nothing."""
+
+Array = NDArray[np.float64]
+_ORDERS = {"l1": 1, "l2": 2}
+_CHUNK = 1 << 22  # pixels compared at a time
+_TINY = 1e-150  # more than underflow can take from a distance
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The memory's answer: class, certified radius, what was done, and the entry that caused it (-1: none)."""
+
+    predict: int
+    radius: float
+    case: Case
+    by: int = -1
+
+
+class Memory:
+    """Answered inputs with their balls. Invariant: balls of different classes never intersect.
+
+    Distances are computed in float64 with bounds on their rounding error, and radii are rounded down, so that the
+    invariant holds in exact arithmetic. Balls are open, as certificates are.
+    """
+
+    def __init__(self, norm: str = "l2"):
+        if norm not in _ORDERS:
+            raise InputError(f"expected norm to be l1 or l2, got {norm!r}.")
+        self.norm = norm
+        self._points: NDArray[np.floating] = np.empty((0, 0))
+        self._classes: list[int] = []
+        self._radii: list[float] = []
+        self._known: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._radii)
+
+    @property
+    def entries(self) -> list[tuple[NDArray[np.floating], int, float]]:
+        """Stored (input, class, radius), in order of arrival."""
+        return list(zip(self._points[: len(self)], self._classes, self._radii, strict=True))
+
+    def answer(self, x: ArrayLike, predict: int, radius: float) -> Answer:
+        """Answer an input x (any shape) that was certified as `predict` with `radius`, and remember the answer.
+
+        Raises: InputError for NaN, a negative or infinite radius, or an input of another size.
+        """
+        point = self._checked(x, radius)
+        key = point.tobytes()
+        if (known := self._known.get(key)) is not None:
+            return Answer(self._classes[known], self._radii[known], "known", known)
+        answer = self._adjusted(point, predict, radius)
+        if answer.predict != ABSTAIN:
+            self._store(key, point, answer)
+        return answer
+
+    def _adjusted(self, point: NDArray[np.floating], predict: int, radius: float) -> Answer:
+        """The largest ball that keeps the invariant, and the class it may have."""
+        classes, radii = np.array(self._classes, dtype=np.int64), np.array(self._radii)
+        lower, upper = self._distance_bounds(point)
+        rivals = classes != predict  # of an abstention, every ball
+        inside = rivals & (upper < radii)
+        for i in np.flatnonzero(rivals & (lower < radii) & (upper >= radii)):  # too close to call in float64
+            inside[i] = _closer(self._points[i], point, radii[i], self.norm)
+        if inside.any():  # one class only, since those balls all hold this point
+            room = np.where(inside, np.nextafter(radii - upper, -np.inf), -np.inf)
+            by = int(room.argmax())
+            largest = max(0.0, float(room[by]))
+            return Answer(int(classes[by]), largest if predict == ABSTAIN else min(radius, largest), "adopted", by)
+        if predict == ABSTAIN:
+            return Answer(ABSTAIN, 0.0, "abstained")
+        gap = np.where(rivals, np.nextafter(lower - radii, -np.inf), np.inf)
+        by = int(gap.argmin()) if len(gap) else -1
+        if by >= 0 and gap[by] < radius:
+            return Answer(predict, max(0.0, float(gap[by])), "shrunk", by)
+        return Answer(predict, radius, "new")
+
+    def _distance_bounds(self, point: NDArray[np.floating]) -> tuple[Array, Array]:
+        """Bounds (n,), (n,) that enclose the exact distances to all stored inputs."""
+        size = point.size
+        rows = max(1, _CHUNK // max(1, size))
+        distances = np.empty(len(self))
+        for start in range(0, len(self), rows):
+            stop = min(start + rows, len(self))
+            difference = self._points[start:stop].astype(np.float64) - point.astype(np.float64)
+            if self.norm == "l1":
+                distances[start:stop] = np.abs(difference).sum(1)
+            else:
+                distances[start:stop] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+        slack = distances * ((size + 8) * 2.0**-53) + _TINY  # a sum of d terms is off by at most d roundings
+        return np.maximum(0.0, np.nextafter(distances - slack, -np.inf)), np.nextafter(distances + slack, np.inf)
+
+    def _checked(self, x: ArrayLike, radius: float) -> NDArray[np.floating]:
+        point = np.asarray(x)
+        point = np.ascontiguousarray(point, dtype=np.float32 if point.dtype == np.float32 else np.float64).ravel()
+        point = point + 0.0  # -0.0 and 0.0 are one input
+        if not np.isfinite(point).all():
+            raise InputError("expected an input without NaN or infinity.")
+        if not (math.isfinite(radius) and radius >= 0):
+            raise InputError(f"expected a radius that is finite and not negative, got {radius}.")
+        if len(self) and (point.size != self._points.shape[1] or point.dtype != self._points.dtype):
+            raise InputError(
+                f"expected inputs of {self._points.shape[1]} numbers in {self._points.dtype}, as those stored, "
+                f"got {point.size} in {point.dtype}."
+            )
+        return point
+
+    def _store(self, key: bytes, point: NDArray[np.floating], answer: Answer) -> None:
+        count = len(self)
+        if count == 0:
+            self._points = np.empty((8, point.size), point.dtype)
+        elif count == len(self._points):
+            self._points = np.concatenate([self._points, np.empty_like(self._points)])
+        self._points[count] = point
+        self._known[key] = count
+        self._classes.append(answer.predict)
+        self._radii.append(answer.radius)
+
+
+def _closer(a: NDArray[np.floating], b: NDArray[np.floating], radius: float, norm: str) -> bool:
+    """Whether ||a - b|| < radius in exact arithmetic."""
+    differences = (Fraction(float(p)) - Fraction(float(q)) for p, q in zip(a, b, strict=True) if p != q)
+    if norm == "l1":
+        return sum(map(abs, differences)) < Fraction(radius)
+    return sum(difference**2 for difference in differences) < Fraction(radius) ** 2
+
+
+def replay(certified: Iterable[tuple[ArrayLike, Record]], norm: str = "l2") -> tuple[list[Record], list[Answer]]:
+    """Pass certified images (pixels, record) through an empty memory, in the order given.
+
+    Returns the records with the memory's classes and radii, and its answers.
+    """
+    memory = Memory(norm)
+    records, answers = [], []
+    for x, record in certified:
+        answer = memory.answer(x, record.predict, record.radius)
+        correct = int(answer.predict == record.label)
+        records.append(replace(record, predict=answer.predict, radius=answer.radius, correct=correct))
+        answers.append(answer)
+    return records, answers

@@ -1,0 +1,166 @@
+"""Figures: values go in, a plotly figure comes out. Nothing here computes a result.
+
+Fixed sigma and data-dependent sigma wear the same two colours everywhere (Okabe and Ito's, which colour-blind
+people can tell apart) and differ in line and marker too.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from ddviz import analysis
+from ddviz.analysis import Gain
+from ddviz.records import Record, column
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method looks in every figure."""
+
+    color: str
+    dash: str
+    symbol: str
+
+
+STYLES = {
+    "fixed": Style("#0072B2", "solid", "circle"),
+    "data-dependent": Style("#D55E00", "dash", "diamond"),
+}
+_OTHERS = [
+    Style("#009E73", "dot", "square"),
+    Style("#CC79A7", "dashdot", "triangle-up"),
+    Style("#56B4E9", "longdash", "cross"),
+    Style("#E69F00", "longdashdot", "x"),
+]
+_GREY = "#808080"  # readable on light and dark pages alike
+
+
+def style(name: str, position: int = 0) -> Style:
+    """The style of a run: its method's, or one of the others by its position."""
+    return next((STYLES[key] for key in STYLES if name.startswith(key)), _OTHERS[position % len(_OTHERS)])
+
+
+def _figure(title: str, x: str, y: str) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title},
+        template="plotly_white",
+        xaxis={"title": {"text": x}, "rangemode": "tozero"},
+        yaxis={"title": {"text": y}, "rangemode": "tozero"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        margin={"l": 60, "r": 20, "t": 80, "b": 50},
+        height=420,
+    )
+    return figure
+
+
+def certified_accuracy(
+    runs: Mapping[str, Sequence[Record]], *, unit: str, title: str = "Certified accuracy"
+) -> go.Figure:
+    """Certified accuracy against radius, a line a run."""
+    figure = _figure(title, f"radius r ({unit})", "certified accuracy (%)")
+    radii = analysis.radius_grid(list(runs.values()))
+    for position, (name, records) in enumerate(runs.items()):
+        look = style(name, position)
+        figure.add_scatter(
+            x=radii,
+            y=100 * analysis.certified_accuracy(records, radii),
+            name=f"{name} (ACR {analysis.average_certified_radius(records):.3f}, {len(records)} images)",
+            line={"color": look.color, "dash": look.dash, "width": 2.5, "shape": "hv"},
+            hovertemplate=f"{name}<br>%{{y:.1f}} % certified at radius %{{x:.3f}}<extra></extra>",
+        )
+    return figure
+
+
+def sigma_distribution(records: Sequence[Record], sigma_0: float, *, scale_name: str) -> go.Figure:
+    """Histogram of the noise scale chosen for each image, the start marked."""
+    figure = _figure(
+        f"Noise scale chosen for each image ({len(records)} images)", f"{scale_name}_x ([0,1]-pixel units)", "images"
+    )
+    figure.add_histogram(
+        x=column(records, "sigma"),
+        nbinsx=40,
+        name="data-dependent",
+        marker={"color": STYLES["data-dependent"].color},
+        hovertemplate=f"{scale_name}_x in %{{x}}: %{{y}} images<extra></extra>",
+    )
+    figure.add_vline(
+        x=sigma_0,
+        line={"color": STYLES["fixed"].color, "width": 3},
+        annotation_text=f"fixed {scale_name} = {sigma_0:g}",
+        annotation_font_color=STYLES["fixed"].color,
+    )
+    figure.update_layout(showlegend=False, bargap=0.03)
+    return figure
+
+
+def radius_gain(gains: Sequence[Gain], classes: Sequence[str], *, unit: str) -> go.Figure:
+    """Each image's certified radius, fixed against data-dependent; above the diagonal it gained."""
+    won = sum(gain.gained > 0 for gain in gains)
+    lost = sum(gain.gained < 0 for gain in gains)
+    figure = _figure(
+        f"Radius of each image: {won} gained, {lost} lost, {len(gains) - won - lost} unchanged",
+        f"radius with fixed sigma ({unit})",
+        f"radius with sigma_x ({unit})",
+    )
+    x, y = ([max(0.0, getattr(gain, side)) for gain in gains] for side in ("before", "after"))
+    top = 1.05 * max([*x, *y, 1e-6])
+    figure.add_scatter(
+        x=[0, top], y=[0, top], mode="lines", name="no change", line={"color": _GREY, "dash": "dot"}, hoverinfo="skip"
+    )
+    for name, wanted in (("gained", True), ("lost or unchanged", False)):
+        chosen = [i for i, gain in enumerate(gains) if (gain.gained > 0) == wanted]
+        look = STYLES["data-dependent" if wanted else "fixed"]
+        figure.add_scatter(
+            x=[x[i] for i in chosen],
+            y=[y[i] for i in chosen],
+            mode="markers",
+            name=name,
+            marker={"color": look.color, "symbol": look.symbol, "size": 8, "opacity": 0.75},
+            customdata=[[gains[i].idx, classes[gains[i].label], gains[i].gained] for i in chosen],
+            hovertemplate="image %{customdata[0]}, class %{customdata[1]}<br>fixed %{x:.3f}, sigma_x %{y:.3f} "
+            "(%{customdata[2]:+.3f})<extra></extra>",
+        )
+    return figure
+
+
+def gallery(images: Sequence[Tensor], captions: Sequence[str], *, title: str, columns: int = 6) -> go.Figure:
+    """Images (C, H, W) of pixels in [0, 1] with a caption above each."""
+    rows = max(1, -(-len(images) // columns))
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(captions), horizontal_spacing=0.02, vertical_spacing=0.36 / rows
+    )
+    for position, image in enumerate(images):
+        row, col = divmod(position, columns)
+        figure.add_image(
+            source=thumbnail(image), row=row + 1, col=col + 1, hovertemplate=captions[position] + "<extra></extra>"
+        )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.update_annotations(font_size=11)
+    figure.update_layout(
+        title={"text": title},
+        template="plotly_white",
+        height=90 + 200 * rows,
+        margin={"l": 10, "r": 10, "t": 90, "b": 10},
+    )
+    return figure
+
+
+def thumbnail(image: Tensor, size: int = 128) -> str:
+    """An image (C, H, W) as a PNG data URI; small ones are enlarged without smoothing."""
+    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+    factor = size / max(picture.size)
+    kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR
+    picture = picture.convert("RGB").resize([max(1, round(side * factor)) for side in picture.size], kind)  # type: ignore[arg-type]
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,121 @@
+"""The engine: how many noisy copies of an image fall on each class. All the time of a certificate is spent here.
+
+The noisy image x + sigma * e is formed in float32 and only then rounded to a lower precision, so that the rounding
+belongs to the base classifier and the certificate is that classifier's. Noise drawn in low precision is not Gaussian.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddviz.errors import InputError, explained_memory_errors
+from ddviz.inference import Forward, compile_forward
+from ddviz.noise import BLOCK, NoiseKey, fill_samples
+from ddviz.smoothing import Smoothing
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A network made ready to count classes: on its device, in its precision, at its batch size.
+
+    The counts of an image depend on none of batch size and workers in float32; in lower precision, up to rounding.
+    """
+
+    forward: Forward
+    num_classes: int
+    device: torch.device
+    batch: int
+    workers: int = 1
+
+    @classmethod
+    def prepare(
+        cls,
+        network: nn.Module,
+        example: Tensor,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch: int = 0,
+        num_classes: int = 0,
+    ) -> "Sampler":
+        """Make a network ready for images like `example` (C, H, W); the network itself is not changed.
+
+        batch 0 takes one that suits the device. float32 runs the network as it is; lower precisions fold
+        BatchNorm and use the device's fastest layout.
+        """
+        device = torch.device(device)
+        forward = compile_forward(network, example.to(device), DTYPES[dtype])
+        if not num_classes:
+            num_classes = forward(example.to(device)[None]).shape[1]
+        workers = max(1, torch.get_num_threads()) if device.type == "cpu" else 1
+        return cls(forward, num_classes, device, batch or default_batch(example, device), workers)
+
+    def count(self, x: Tensor, sigma: float, n: int, *, smoothing: Smoothing, key: NoiseKey) -> Tensor:
+        """Classes of n noisy copies of one image: counts (num_classes,), int64, on the CPU.
+
+        x: pixels (C, H, W) in [0, 1]. sigma: noise scale. Memory does not grow with n.
+
+        Raises: InputError where the network's outputs are NaN; ResourceError where a batch does not fit.
+        """
+        x = x.to(self.device, torch.float32)
+        starts = range(0, n, self.batch)
+        workers = min(self.workers, len(starts))
+        with explained_memory_errors("batch", self.batch):
+            if workers <= 1:
+                return self._count_batches(x, sigma, n, starts, smoothing, key)
+            with one_thread_each(workers) as pool:
+                shares = [starts[worker::workers] for worker in range(workers)]
+                parts = pool.map(lambda share: self._count_batches(x, sigma, n, share, smoothing, key), shares)
+                return torch.stack(list(parts)).sum(0)
+
+    def _count_batches(
+        self, x: Tensor, sigma: float, n: int, starts: range, smoothing: Smoothing, key: NoiseKey
+    ) -> Tensor:
+        """Counts of the batches that begin at the given samples."""
+        counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=self.device)
+        noisy = torch.empty(min(self.batch, n), *x.shape, device=self.device)
+        scratch = torch.empty(BLOCK, *x.shape, device=self.device)
+        with torch.no_grad():
+            for start in starts:
+                batch = noisy[: min(self.batch, n - start)]
+                fill_samples(batch, smoothing, key, start, scratch).mul_(sigma).add_(x)
+                logits = self.forward(batch)
+                classes = logits.argmax(1).masked_fill_(logits.isnan().any(1), self.num_classes)
+                counts += torch.bincount(classes, minlength=self.num_classes + 1)
+        if nan := int(counts[-1]):
+            raise InputError(
+                f"the network returned NaN for {nan} noisy copies of image {key.image} at noise scale "
+                f"{sigma:g}: certify with "
+                "dtype=float32, or load weights that are not damaged."
+            )
+        return counts[:-1].cpu()
+
+
+def default_batch(example: Tensor, device: torch.device) -> int:
+    """A batch that keeps a CPU core's cache warm, or a GPU busy."""
+    small = example.numel() <= 3 * 64 * 64
+    if device.type == "cpu":
+        return 64 if small else 8
+    return 2048 if small else 256
+
+
+_POOLS: dict[int, ThreadPoolExecutor] = {}
+
+
+@contextmanager
+def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that each compute on one core: on small batches that beats all cores on one batch."""
+    before = torch.get_num_threads()
+    if workers not in _POOLS:
+        _POOLS[workers] = ThreadPoolExecutor(workers, "ddviz", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield _POOLS[workers]
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)  # a worker's setting is also the default of threads made later
