@@ -189,37 +189,35 @@ def _run_method(bench: _Bench, method: str) -> Run:
         _check_identity(folder, bench.identity | {"method": method, "search_batch": bench.search_batch})
         path = folder / "certificates.tsv"
         with AppendLog(path, [*RECORD_COLUMNS, "seconds"]) as log:
-            done = {record.idx for record in read_records(path)}
-            todo = [index for index in bench.images.indices if index not in done]
-            with _progress(METHODS[method], len(bench.images), len(bench.images) - len(todo)) as progress:
-                scales = _scales(bench, method, folder, progress) if todo else {}
-                for index in todo:
-                    log.append(_certified_row(bench, index, scales[index]))
-                    progress.update()
+            done = {record.idx for record in read_records(path)}.intersection(bench.images.indices)
+            with _progress(METHODS[method], len(bench.images), len(done)) as progress:
+                for start in range(0, len(bench.images), bench.search_batch):
+                    batch = bench.images.indices[start : start + bench.search_batch]
+                    if todo := [index for index in batch if index not in done]:
+                        scales = _scales(bench, method, folder, batch)
+                        for index in todo:
+                            log.append(_certified_row(bench, index, scales[index]))
+                            progress.update()
         return _finish(bench, METHODS[method], folder)
 
 
-def _scales(bench: _Bench, method: str, folder: Path, progress: tqdm) -> dict[int, float]:
-    """Noise scale of each image: sigma for all, or found by the solver batch by batch and kept in sigmas.tsv."""
+def _scales(bench: _Bench, method: str, folder: Path, batch: Sequence[int]) -> dict[int, float]:
+    """Noise scale of each image of a batch: sigma for all, or found by the solver and kept in sigmas.tsv.
+
+    The batch is always searched whole, so that a resumed search rounds as an unbroken one.
+    """
     if method == "fixed":
-        return dict.fromkeys(bench.images.indices, bench.config.sigma)
+        return dict.fromkeys(batch, bench.config.sigma)
     path = folder / "sigmas.tsv"
     with AppendLog(path, ["idx", "sigma", "seconds"]) as log:
-        scales = {int(row["idx"]): float(row["sigma"]) for row in read_rows(path)}
-        size, indices = bench.search_batch, bench.images.indices
-        for start in range(0, len(indices), size):
-            batch = indices[start : start + size]  # always whole, so that a resumed search rounds as an unbroken one
-            if all(index in scales for index in batch):
-                continue
-            progress.set_postfix_str(f"choosing {SMOOTHINGS[bench.config.norm].scale_name}_x of {len(batch)} images")
+        known = {int(row["idx"]): float(row["sigma"]) for row in read_rows(path)}
+        if not known.keys() >= set(batch):
             began = time.perf_counter()
-            found = _search(bench, batch)
+            found = dict(zip(batch, _search(bench, batch), strict=True))
             each = (time.perf_counter() - began) / len(batch)
-            new = [(i, scale, each) for i, scale in zip(batch, found, strict=True) if i not in scales]
-            log.append(*new)
-            scales |= {index: scale for index, scale, _ in new}
-        progress.set_postfix_str("")
-    return scales
+            log.append(*((index, scale, each) for index, scale in found.items() if index not in known))
+            known = found | known
+    return known
 
 
 def _search(bench: _Bench, indices: Sequence[int]) -> list[float]:
@@ -270,9 +268,13 @@ def _finish(bench: _Bench, name: str, folder: Path) -> Run:
         certificates=certificates,
         records=records,
         answers=answers,
-        seconds=sum(float(row["seconds"]) for row in read_rows(path) if int(row["idx"]) in wanted),
-        search_seconds=sum(float(row["seconds"]) for row in read_rows(sigmas)) if sigmas.exists() else 0.0,
+        seconds=_seconds(path, wanted),
+        search_seconds=_seconds(sigmas, wanted) if sigmas.exists() else 0.0,
     )
+
+
+def _seconds(path: Path, wanted: set[int]) -> float:
+    return sum(float(row["seconds"]) for row in read_rows(path) if int(row["idx"]) in wanted)
 
 
 @contextmanager

@@ -1,0 +1,165 @@
+"""Runs resume, refuse what does not belong to them, and end with the same records however often they were stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import ddviz
+from ddviz import experiment
+from ddviz.config import RunConfig
+from ddviz.datasets import ImageSet
+from ddviz.errors import InputError, ResourceError
+from ddviz.records import read_records
+
+SMALL = {"max_images": 7, "n": 200, "n0": 20, "iterations": 3, "samples": 2, "search_batch": 3, "dtype": "float32"}
+
+
+def small(tmp_path: Path, **changes: object) -> RunConfig:
+    return RunConfig(**{**SMALL, "run_root": str(tmp_path / "runs"), **changes})  # type: ignore[arg-type]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """A run's files without the seconds that it took, which no two runs share."""
+    texts = {path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".tsv")}
+    for name in {"certificates.tsv", "sigmas.tsv"} & texts.keys():
+        texts[name] = "\n".join(line.rsplit("\t", 1)[0] for line in texts[name].splitlines())
+    return texts
+
+
+def test_a_run_certifies_both_ways_and_writes_the_files_it_promises(tmp_path):
+    result = ddviz.run(small(tmp_path))
+    assert list(result.runs) == ["fixed", "data-dependent"]
+    fixed, found = result.runs.values()
+    assert sorted(files(fixed.folder)) == ["certificates.tsv", "config.json", "records.tsv"]
+    assert sorted(files(found.folder)) == ["certificates.tsv", "config.json", "records.tsv", "sigmas.tsv"]
+    for run in (fixed, found):
+        assert [record.idx for record in run.records] == list(range(7))
+        assert read_records(run.folder / "records.tsv") == run.records
+        assert [record.label for record in run.records] == [result.images.labels[i] for i in range(7)]
+        assert run.costs["images"] == "7" and run.memory_cases["new"] == "7"
+    assert {record.sigma for record in fixed.records} == {torch.tensor(0.12).item()}
+    assert len({record.sigma for record in found.records}) > 1
+
+
+def test_a_second_call_computes_nothing_and_changes_no_byte(tmp_path, monkeypatch):
+    first = ddviz.run(small(tmp_path))
+    before = [{p.name: p.read_bytes() for p in run.folder.glob("*.*")} for run in first.runs.values()]
+    monkeypatch.setattr(experiment, "certify", None)
+    monkeypatch.setattr(experiment, "_search", None)
+    again = ddviz.run(small(tmp_path))
+    assert [{p.name: p.read_bytes() for p in run.folder.glob("*.*")} for run in again.runs.values()] == before
+
+
+@pytest.mark.parametrize("stop_after", range(7))
+def test_a_run_stopped_after_any_image_ends_as_an_unbroken_one(tmp_path, monkeypatch, stop_after):
+    whole = ddviz.run(small(tmp_path / "whole", method="ds")).runs["data-dependent"]
+    certify, calls = experiment.certify, []
+
+    def interrupted(*args, **kwargs):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(kwargs["index"])
+        return certify(*args, **kwargs)
+
+    broken = small(tmp_path / "broken", method="ds")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment, "certify", interrupted)
+        ddviz.run(broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "certify", lambda *a, **k: calls.append(k["index"]) or certify(*a, **k))
+        resumed = ddviz.run(broken).runs["data-dependent"]
+    assert calls == list(range(7))  # nothing twice
+    assert files(resumed.folder) == files(whole.folder)
+
+
+def test_torn_lines_of_a_killed_run_are_done_again(tmp_path):
+    whole = ddviz.run(small(tmp_path / "whole", method="ds")).runs["data-dependent"]
+    torn = ddviz.run(small(tmp_path / "torn", method="ds")).runs["data-dependent"]
+    for name, keep in (("certificates.tsv", 0.35), ("sigmas.tsv", 0.7)):
+        data = (torn.folder / name).read_bytes()
+        (torn.folder / name).write_bytes(data[: int(len(data) * keep)])
+    (torn.folder / "records.tsv").unlink()
+    ddviz.run(small(tmp_path / "torn", method="ds"))
+    assert files(torn.folder) == files(whole.folder)
+
+
+def test_more_images_extend_a_run_and_fewer_read_a_part(tmp_path):
+    ddviz.run(small(tmp_path, method="fixed", max_images=3))
+    grown = ddviz.run(small(tmp_path, method="fixed", max_images=7)).runs["fixed"]
+    whole = ddviz.run(small(tmp_path / "whole", method="fixed")).runs["fixed"]
+    assert grown.records == whole.records
+    assert len(ddviz.run(small(tmp_path, method="fixed", max_images=2)).runs["fixed"].records) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 300}, "^n was 200 when .* and is 300 now"),
+        ({"alpha": 0.01}, "^alpha was 0.001"),
+        ({"seed": 1}, "^seed was 0"),
+        ({"batch": 32}, "^batch was 64"),
+        ({"iterations": 4}, "^iterations was 3"),
+        ({"dtype": "bfloat16"}, "^dtype was 'float32'"),
+        ({"skip": 2}, "^skip was 1"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(tmp_path, change, message):
+    ddviz.run(small(tmp_path, method="fixed"))
+    with pytest.raises(InputError, match=message):
+        ddviz.run(small(tmp_path, method="fixed", **change))
+
+
+def test_another_network_of_the_same_name_is_refused(tmp_path):
+    config = small(tmp_path, method="fixed")
+    network = ddviz.models.load("digits").network
+    ddviz.run(config, network=network)
+    with torch.no_grad():
+        network.fc.bias += 1  # type: ignore[union-attr, operator]
+    with pytest.raises(InputError, match="^model was"):
+        ddviz.run(config, network=network)
+
+
+def test_other_images_are_refused(tmp_path):
+    config, images = small(tmp_path, method="fixed"), ddviz.datasets.load("digits", max_images=7)
+    ddviz.run(config, images=images)
+    others = ImageSet(
+        images.name, images.classes, images.labels, images.indices, lambda i: 1 - images.read(i), images.where
+    )
+    with pytest.raises(InputError, match="^images was|self"):
+        ddviz.run(config, images=others)
+
+
+def test_damaged_and_missing_configs_are_named(tmp_path):
+    config = small(tmp_path, method="fixed")
+    folder = ddviz.run(config).runs["fixed"].folder
+    (folder / "config.json").write_text('{"n": ')
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        ddviz.run(config)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"expected .*config\.json beside certificates\.tsv"):
+        ddviz.run(config)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path, monkeypatch):
+    config = small(tmp_path, method="fixed")
+    folder = ddviz.run(config).runs["fixed"].folder
+    monkeypatch.setattr(experiment, "_LOCK_WAIT", 0.05)
+    with FileLock(folder / ".lock"), pytest.raises(ResourceError, match="another process is writing"):
+        ddviz.run(config)
+
+
+def test_the_config_tells_what_decided_the_result(tmp_path):
+    folder = ddviz.run(small(tmp_path, method="fixed", sigma=0.25)).runs["fixed"].folder
+    stored = json.loads((folder / "config.json").read_text())
+    assert folder.name == "digits-digits_cnn_sigma0.25-l2-0.25-fixed"
+    assert stored["checkpoint"] == "digits_cnn_sigma0.25" and stored["device"] == "cpu" and len(stored["model"]) == 16
+    assert not {"data_root", "run_root", "max_images"} & stored.keys()
+
+
+def test_l1_and_grid_run_too(tmp_path):
+    result = ddviz.run(small(tmp_path, norm="l1", solver="grid", iterations=10, samples=4))
+    assert len(result.runs["data-dependent"].records) == 7
+    assert all(record.radius <= 2 * record.sigma for run in result.runs.values() for record in run.records)

@@ -1,0 +1,102 @@
+"""The engine: the same counts for every batch size and worker, in bounded memory."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddviz
+from ddviz.errors import InputError
+from ddviz.noise import NoiseKey, Stage
+from ddviz.sampling import Sampler, one_thread_each
+from ddviz.smoothing import SMOOTHINGS
+
+KEY = NoiseKey(0, 11, Stage.ESTIMATE)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor]:
+    return ddviz.models.load("digits", sigma=0.25).network, ddviz.datasets.load("digits").image(11)
+
+
+def test_counts_do_not_depend_on_batch_size_or_workers(digits, smoothing):
+    network, pixels = digits
+    counts = [
+        Sampler(sampler.forward, 10, sampler.device, batch, workers).count(
+            pixels, 0.6, 1_000, smoothing=smoothing, key=KEY
+        )
+        for sampler in [Sampler.prepare(network, pixels)]
+        for batch, workers in [(1000, 1), (64, 1), (64, 2), (7, 3), (100, 2), (2000, 1)]
+    ]
+    assert all(torch.equal(counts[0], other) for other in counts)
+    assert counts[0].sum() == 1_000 and (counts[0] > 0).sum() > 1
+
+
+def test_a_run_of_fewer_samples_is_the_beginning_of_a_longer_one(digits):
+    network, pixels = digits
+    sampler = Sampler.prepare(network, pixels, batch=50)
+    short, long = (sampler.count(pixels, 0.6, n, smoothing=SMOOTHINGS["l2"], key=KEY) for n in (130, 400))
+    assert (short <= long).all()
+
+
+def test_bfloat16_counts_agree_up_to_rounding(digits):
+    network, pixels = digits
+    counts = [
+        Sampler.prepare(network, pixels, dtype=dtype).count(pixels, 0.6, 2_000, smoothing=SMOOTHINGS["l2"], key=KEY)
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert (counts[0] - counts[1]).abs().sum() <= 40  # of 2000
+
+
+class Spy(nn.Module):
+    """Remembers the batches it meets."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return torch.stack([x.flatten(1).sum(1), torch.zeros(len(x))], 1)
+
+
+def test_no_batch_exceeds_the_asked_one_however_many_samples(x):
+    spy = Spy()
+    Sampler(spy, 2, torch.device("cpu"), 96, 1).count(x, 0.1, 10_000, smoothing=SMOOTHINGS["l2"], key=KEY)
+    assert max(spy.sizes) == 96 and sum(spy.sizes) == 10_000
+
+
+def test_the_image_is_not_changed(x):
+    before = x.clone()
+    Sampler(Spy(), 2, torch.device("cpu"), 64, 1).count(x, 0.5, 200, smoothing=SMOOTHINGS["l2"], key=KEY)
+    assert torch.equal(x, before)
+
+
+def test_a_network_that_returns_nan_under_noise_is_named(x):
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x.flatten(1).sum(1).sqrt(), torch.zeros(len(x))], 1)
+
+    with pytest.raises(InputError, match=r"NaN for \d+ noisy copies of image 11 at noise scale 5"):
+        Sampler.prepare(Breaks(), x).count(x, 5.0, 300, smoothing=SMOOTHINGS["l2"], key=KEY)
+
+
+def test_the_number_of_threads_is_left_as_it_was():
+    before = torch.get_num_threads()
+    with one_thread_each(2) as pool:
+        assert list(pool.map(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_estimates_the_same_probabilities(digits, dtype):
+    network, pixels = digits
+    shares = [
+        Sampler.prepare(network, pixels, device=device, dtype=dtype).count(
+            pixels, 0.6, 20_000, smoothing=SMOOTHINGS["l2"], key=KEY
+        )
+        / 20_000
+        for device in ("cpu", "cuda")
+    ]
+    assert (shares[0] - shares[1]).abs().max() < 0.02
