@@ -16,6 +16,8 @@ from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage, fill_block
 from ddviz.smoothing import SMOOTHINGS, Smoothing
 
+_VOTES_AT_ONCE = 256  # noisy images in one pass: bounds the memory of the promises' check
+
 
 @dataclass(frozen=True)
 class SigmaPath:
@@ -178,7 +180,8 @@ class _Search:
     @torch.no_grad()
     def votes(self, sigma: Tensor, noise: Tensor) -> _Votes:
         """What a certificate at scale sigma (B,) would find."""
-        probabilities = self.probabilities(sigma, noise)
+        parts = noise.split(max(1, _VOTES_AT_ONCE // len(self.x)), dim=1)
+        probabilities = torch.cat([self.probabilities(sigma, part) for part in parts], dim=1)
         classes = probabilities.argmax(2)
         counts = torch.zeros_like(probabilities[:, 0]).scatter_add_(1, classes, torch.ones_like(probabilities[..., 0]))
         return _Votes(counts.argmax(1), self._radius(sigma, probabilities, None))

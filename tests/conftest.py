@@ -32,15 +32,15 @@ class Slab(nn.Module):
 
     def __init__(self, centre: float, half: float):
         super().__init__()
-        self.centre, self.half = centre, half
+        self.centre, self.reach = centre, half
 
     def forward(self, x: Tensor) -> Tensor:
-        inside = self.half - (x.flatten(1)[:, 0] - self.centre).abs()
+        inside = self.reach - (x.flatten(1)[:, 0] - self.centre).abs()
         return torch.stack([inside, -inside], 1)
 
 
 class SoftHalfSpace(nn.Module):
-    """Probability Phi(a (x_0 - b)) of class 0: smoothed by N(0, sigma^2) it is Phi(a (x_0 - b) / sqrt(1 + a^2 sigma^2))."""
+    """Probability Phi(a (x_0 - b)) of class 0; smoothed by N(0, sigma^2), Phi(a (x_0 - b) / sqrt(1 + a^2 sigma^2))."""
 
     def __init__(self, a: float, b: float):
         super().__init__()

@@ -46,7 +46,7 @@ def test_the_radius_of_a_linear_classifier_is_its_margin(x, sigma):
     network = HalfSpace(w, margin * w.norm().item() - (x.flatten() @ w).item())
     result = certify(network, x, sigma, n=20_000)
     assert result.predict == 0
-    assert least_radius(L2, sigma, norm.cdf(margin / sigma), 20_000) <= result.radius <= margin
+    assert least_radius(L2, sigma, float(norm.cdf(margin / sigma)), 20_000) <= result.radius <= margin
 
 
 @pytest.mark.parametrize("scale", [0.15, 0.3, 0.8])

@@ -35,7 +35,10 @@ def test_the_notebook_s_parameters_are_the_fields_with_their_defaults_types_and_
     ("parameters", "message"),
     [
         ({"datset": "x"}, r"unknown parameter datset\. Did you mean dataset\? Known: dataset, data_root"),
-        ({"dataset": "cifar"}, r"expected dataset to be one of digits, cifar10, imagenet, .* got 'cifar'. Did you mean"),
+        (
+            {"dataset": "cifar"},
+            r"expected dataset to be one of digits, cifar10, imagenet, .* got 'cifar'. Did you mean",
+        ),
         ({"sigma": -1}, "expected sigma > 0, .* got -1"),
         ({"sigma": 0.0}, "expected sigma > 0"),
         ({"sigma": math.nan}, "expected sigma to be a finite number, got nan"),

@@ -38,13 +38,13 @@ def expected(entries: list[Entry], x: Point, predict: int, radius: float, norm: 
     """Algorithm 3, slowly: comparisons exact, only the resulting radius is a float."""
     rooms, gaps, classes = [], [radius], []
     for center, label, r in entries:
-        squared = apart(center, x, norm)
-        if squared == 0:
+        measured = apart(center, x, norm)
+        if measured == 0:
             return label, float(r)
         if label != predict:
-            distance = float(squared) if norm == "l1" else math.sqrt(squared)
+            distance = float(measured) if norm == "l1" else math.sqrt(measured)
             gaps.append(distance - float(r))
-            if squared < size(r, norm):
+            if measured < size(r, norm):
                 rooms.append(float(r) - distance)
                 classes.append(label)
     if rooms:
@@ -67,6 +67,7 @@ class Audit:
         self.cases.add(answer.case)
         label, r = expected(before, point, predict, radius, self.norm)
         assert answer.predict == label
+        assert answer.radius >= 0
         assert answer.radius == pytest.approx(r, rel=1e-9, abs=1e-9)
         distances = [apart(center, point, self.norm) for center, _, _ in before]
         self._guarantee(answer, before, distances)
@@ -130,7 +131,7 @@ class Audit:
 def test_the_cases_of_figure_2(norm, first, second, answers, case):
     """Centres (0, 0) and (3, 4): 5 apart in l2, 7 in l1."""
     memory = Memory(norm)
-    assert memory.answer([0.0, 0.0], *first) == Answer(*first, "new")
+    assert memory.answer([0.0, 0.0], *first) == Answer(*first, case="new")
     answer = memory.answer([3.0, 4.0], *second)
     predict, radius = answers[norm]
     assert answer.predict == predict and radius - 1e-12 <= answer.radius <= radius
@@ -200,6 +201,19 @@ def test_near_ties_are_decided_exactly(norm, dims):
         assert audit.answer(x, 1, 1.0).radius <= 1e-9
         cases |= audit.cases
     assert cases == {"new", "adopted", "shrunk"}
+
+
+@NORMS
+@pytest.mark.parametrize(("small", "rounds"), [(2.0**-54, "down"), (0.75 * 2.0**-52, "up")])
+@pytest.mark.parametrize(("ball", "case"), [(2.0, "adopted"), (0.5, "shrunk")])
+def test_sums_whose_roundings_all_fall_on_one_side(norm, small, rounds, ball, case):
+    """1 + small + small + ... adds nothing, or too much, each time: the bounds must allow for every addition."""
+    x = np.full(1000, small if norm == "l1" else math.sqrt(small))
+    x[0] = 1.0
+    assert (1.0 + small > 1.0) == (rounds == "up")
+    audit = Audit(norm)
+    audit.answer(np.zeros(1000), 0, ball)
+    assert audit.answer(x, 1, 9.0).case == case
 
 
 @NORMS

@@ -11,7 +11,10 @@ from ddviz.smoothing import SMOOTHINGS
 L2 = SMOOTHINGS["l2"]
 
 
-def stream(first: int, count: int, key: NoiseKey = NoiseKey(0, 7, Stage.ESTIMATE)) -> torch.Tensor:
+KEY = NoiseKey(0, 7, Stage.ESTIMATE)
+
+
+def stream(first: int, count: int, key: NoiseKey = KEY) -> torch.Tensor:
     return fill_samples(torch.empty(count, 3, 4, 4), L2, key, first, torch.empty(BLOCK, 3, 4, 4))
 
 

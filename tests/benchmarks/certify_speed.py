@@ -88,7 +88,8 @@ def main() -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     best = min(median for name, median in medians.items() if name.startswith("published"))
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.arch}, n0=100, n={args.n}, {args.rounds} rounds, {where}, torch {torch.__version__}, ddviz {ddviz.__version__}")
+    versions = f"torch {torch.__version__}, ddviz {ddviz.__version__}"
+    print(f"{args.arch}, n0=100, n={args.n}, {args.rounds} rounds, {where}, {versions}")
     print("| how | images/s | samples/s | against the best published batch |\n|---|---:|---:|---:|")
     for name, median in medians.items():
         print(f"| {name} | {1 / median:.3f} | {(args.n + 100) / median:,.0f} | {best / median:.2f}x |")
