@@ -17,7 +17,8 @@ Array = NDArray[np.float64]
 def certified_accuracy(records: Sequence[Record], radii: ArrayLike) -> Array:
     """Share of images that are classified correctly with a radius of at least r, for each r (arXiv 1902.02918)."""
     certified = np.sort([record.certified for record in records])
-    return 1 - np.searchsorted(certified, np.asarray(radii, dtype=np.float64), side="left") / max(1, len(certified))
+    below = np.searchsorted(certified, np.asarray(radii, dtype=np.float64), side="left")
+    return (len(certified) - below) / max(1, len(certified))
 
 
 def average_certified_radius(records: Sequence[Record]) -> float:
@@ -43,7 +44,7 @@ def nice_radii(runs: Sequence[Sequence[Record]]) -> list[float]:
     return [round(step * i, 6) for i in range(int(largest / step) + 1)]
 
 
-_STEPS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 2.5, 5)]
+_STEPS = [digit * 10.0**power for power in range(-6, 4) for digit in (1, 2, 2.5, 5)]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Gain:
 def gains(before: Sequence[Record], after: Sequence[Record]) -> list[Gain]:
     """Pair two methods' records of the same images, in order of index; images of one run alone are left out."""
     others = {record.idx: record for record in after}
-    pairs = [(record, others[record.idx]) for record in before if record.idx in others]
+    ordered = sorted(before, key=lambda record: record.idx)
+    pairs = [(record, others[record.idx]) for record in ordered if record.idx in others]
     return [Gain(first.idx, first.label, first.certified, second.certified) for first, second in pairs]
 
 
@@ -73,7 +75,7 @@ def extremes(paired: Sequence[Gain], count: int) -> list[Gain]:
     ordered = sorted(paired, key=lambda gain: gain.gained)
     losses = [gain for gain in ordered if gain.gained < 0]
     won = [gain for gain in ordered if gain.gained > 0]
-    return losses[:count] + won[-count:]
+    return losses[:count] + won[max(0, len(won) - count) :]
 
 
 def summary_table(runs: Mapping[str, Sequence[Record]], radii: Sequence[float], *, unit: str) -> str:

@@ -4,7 +4,6 @@ Three disjoint sets of noise samples keep the certificate honest: one chose sigm
 estimates its probability.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage
 from ddviz.records import ABSTAIN
 from ddviz.sampling import Sampler
-from ddviz.smoothing import SMOOTHINGS, Smoothing
+from ddviz.smoothing import Smoothing, smoothing_for
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,10 @@ class Certificate:
     count: int
     n: int
     sigma: float
+    norm: str = "l2"
+
+
+_LARGEST_SCALE = 1e30  # noise of a larger scale would overflow float32
 
 
 def lower_confidence_bound(count: int, n: int, alpha: float) -> float:
@@ -50,7 +53,7 @@ def certificate(chosen: int, count: int, n: int, *, sigma: float, alpha: float, 
     """The certificate that `count` of `n` fresh samples on the class `chosen` give."""
     p_lower = lower_confidence_bound(count, n, alpha)
     radius = smoothing.certified_radius(sigma, p_lower)
-    return Certificate(chosen if p_lower > 0.5 else ABSTAIN, radius, p_lower, count, n, sigma)
+    return Certificate(chosen if p_lower > 0.5 else ABSTAIN, radius, p_lower, count, n, sigma, smoothing.norm)
 
 
 def certify(
@@ -61,19 +64,21 @@ def certify(
     n0: int = 100,
     n: int = 100_000,
     alpha: float = 0.001,
-    smoothing: Smoothing = SMOOTHINGS["l2"],
+    smoothing: Smoothing | str = "l2",
     seed: int = 0,
     index: int = 0,
 ) -> Certificate:
     """Certify one image x (C, H, W) of pixels in [0, 1] at noise scale `sigma`.
 
-    network: any nn.Module from pixels (B, C, H, W) to logits, or a prepared `Sampler`. n0 samples choose the class,
+    network: any nn.Module from pixels (B, C, H, W) to logits, or a prepared `Sampler`. smoothing: "l2", "l1" or one of
+    `SMOOTHINGS`. n0 samples choose the class,
     n fresh ones estimate its probability; alpha is the probability that the certificate is wrong. (seed, index) name
     the noise: give each image its own index.
 
     Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), or n0, n < 1.
     """
-    sampler, sigma = _checked(network, x, sigma, alpha=alpha, n0=n0, n=n)
+    smoothing = smoothing_for(smoothing)
+    sampler, x, sigma = _checked(network, x, sigma, alpha=alpha, n0=n0, n=n)
     choice = sampler.count(x, sigma, n0, smoothing=smoothing, key=NoiseKey(seed, index, Stage.CHOICE))
     chosen = int(choice.argmax())
     counts = sampler.count(x, sigma, n, smoothing=smoothing, key=NoiseKey(seed, index, Stage.ESTIMATE))
@@ -87,7 +92,7 @@ def predict(
     *,
     n: int = 1000,
     alpha: float = 0.001,
-    smoothing: Smoothing = SMOOTHINGS["l2"],
+    smoothing: Smoothing | str = "l2",
     seed: int = 0,
     index: int = 0,
 ) -> int:
@@ -95,8 +100,8 @@ def predict(
 
     Tests whether the two most frequent classes of n samples could be equally likely (arXiv 1902.02918, section 3.2.1).
     """
-    sampler, sigma = _checked(network, x, sigma, alpha=alpha, n=n)
-    counts = sampler.count(x, sigma, n, smoothing=smoothing, key=NoiseKey(seed, index, Stage.PREDICT))
+    sampler, x, sigma = _checked(network, x, sigma, alpha=alpha, n=n)
+    counts = sampler.count(x, sigma, n, smoothing=smoothing_for(smoothing), key=NoiseKey(seed, index, Stage.PREDICT))
     top, second = counts.topk(2).values.tolist()
     test = binomtest(top, top + second, 0.5)
     return int(counts.argmax()) if test.pvalue <= alpha else ABSTAIN
@@ -104,16 +109,17 @@ def predict(
 
 def _checked(
     network: Sampler | nn.Module, x: Tensor, sigma: float, *, alpha: float, **samples: int
-) -> tuple[Sampler, float]:
-    """A sampler, and the noise scale as the float32 that multiplies the noise: the certificate is about that one."""
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise InputError(f"expected sigma > 0, got {sigma:g}.")
+) -> tuple[Sampler, Tensor, float]:
+    """A sampler, the image, and the noise scale as the float32 that multiplies the noise: the certificate is its."""
+    scale = torch.tensor(sigma, dtype=torch.float32).item()
+    if not 0 < scale < _LARGEST_SCALE:
+        raise InputError(f"expected sigma > 0, got {sigma:g}." + (" It overflows float32." if sigma > 0 else ""))
     if not 0 < alpha < 1:
         raise InputError(f"expected alpha, a probability of failure, in (0, 1), got {alpha:g}.")
     for name, value in samples.items():
         if value < 1:
             raise InputError(f"expected {name} >= 1 noise samples, got {value}.")
-    checked_image(x, "the image")
+    x = checked_image(torch.as_tensor(x), "the image").float()
     if isinstance(network, nn.Module):
         network = Sampler.prepare(network, x, device=x.device)
-    return network, torch.tensor(sigma, dtype=torch.float32).item()
+    return network, x, scale

@@ -24,6 +24,10 @@ METHODS = {"fixed": "fixed", "ds": "data-dependent"}
 
 _USEFUL_P = 0.55  # a sample size that cannot bound p_A above this certifies radii of a rounding error at best
 _NOT_DECIDING = ("data_root", "download", "run_root", "method", "max_images")
+_SEARCH_ONLY = (
+    *("solver", "iterations", "lr", "samples", "clamp", "sigma_min", "sigma_max"),
+    *("keep_class", "keep_radius", "search_batch"),
+)
 _MARK = "_ddviz_guarded"
 
 
@@ -75,34 +79,37 @@ class RunConfig:
     def from_namespace(cls, namespace: dict[str, object]) -> "RunConfig":
         """Settings from a notebook's variables; a plain value under an unknown name is refused.
 
-        papermill only warns of an unknown `-p` name. Run a second time in the same kernel, names are not judged: by
-        then the namespace holds the reader's own.
+        papermill only warns of an unknown `-p` name. Run again in the same kernel, only names that look like a
+        parameter's are refused: by then the namespace holds the reader's own.
 
         Raises: InputError naming the parameter.
         """
         known = [field.name for field in fields(cls)]
         plain = (str, int, float, bool, list, dict, tuple, type(None))
+        rerun = _MARK in namespace
         unknown = [
             name
             for name, value in namespace.items()
             if not name.startswith("_") and isinstance(value, plain) and name not in (*known, "In", "Out")
         ]
-        if unknown and _MARK not in namespace:
-            near = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(f"unknown parameter {unknown[0]}.{hint} Known: {', '.join(known)}.")
+        for name in unknown:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.8 if rerun else 0.6)
+            if near or not rerun:
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise InputError(f"unknown parameter {name}.{hint} Known: {', '.join(known)}.")
+        config = cls(**{name: namespace[name] for name in known if name in namespace})  # type: ignore[arg-type]
         namespace[_MARK] = True
-        return cls(**{name: namespace[name] for name in known if name in namespace})  # type: ignore[arg-type]
+        return config
 
     @property
     def methods(self) -> list[str]:
         """Short names of the methods to run."""
         return list(METHODS) if self.method == "both" else [self.method]
 
-    @property
-    def deciding(self) -> dict[str, object]:
-        """The settings that decide a record; the others only say where things are and how many images to do."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+    def deciding(self, method: str) -> dict[str, object]:
+        """The settings that decide a method's records; the others say where things are and how many images to do."""
+        left_out = _NOT_DECIDING + (_SEARCH_ONLY if method == "fixed" else ())
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def make_solver(self) -> Solver:
         """The solver these settings describe; a grid is given as many evaluations as K steps forward and back."""

@@ -56,11 +56,16 @@ class ImageSet:
         images = [self.image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
-                raise InputError(
-                    f"expected images of one size, got {tuple(images[0].shape)} (image {indices[0]}) and "
-                    f"{tuple(image.shape)} (image {index}). Set image_size to resize and crop them all."
-                )
+                raise InputError(different_sizes(images[0].shape, image.shape, index))
         return torch.stack(images)
+
+
+def different_sizes(expected: torch.Size, got: torch.Size, index: int) -> str:
+    """The message for an image that is not of the size of the others."""
+    return (
+        f"expected images of one size, got {tuple(expected)} and {tuple(got)} (image {index}). "
+        "Set image_size to resize and crop them all."
+    )
 
 
 def checked_image(x: Tensor, what: str) -> Tensor:
@@ -70,7 +75,7 @@ def checked_image(x: Tensor, what: str) -> Tensor:
     if not x.is_floating_point():
         raise InputError(f"expected {what} as float pixels in [0, 1], got {x.dtype}. Divide 8-bit pixels by 255.")
     if not torch.isfinite(x).all():
-        raise InputError(f"expected pixels in [0, 1], got NaN or infinity in {what}. Repair or remove that image.")
+        raise InputError(f"expected pixels in [0, 1], got NaN or infinity in {what}. Repair that image.")
     low, high = x.min().item(), x.max().item()
     if low < 0 or high > 1:
         raise InputError(
@@ -114,6 +119,8 @@ def load(
             f"expected skip >= 1, max_images >= 0, image_size >= 0, got {skip}, {max_images}, {image_size}."
         )
     if name in DATASETS:
+        if image_size:
+            raise InputError(f"image_size is for folders of images; {name} has a size of its own. Leave it out.")
         whole = DATASETS[name](root, split, download)
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
@@ -160,8 +167,8 @@ def from_folder(folder: Path, *, name: str, resize: int = 0, crop: int = 0, clas
 def read_image(path: Path, *, mode: str = "RGB", resize: int = 0, crop: int = 0) -> Tensor:
     """Pixels (C, H, W) in [0, 1] of an image file, or of a .npy array that holds them already.
 
-    mode: "RGB", "L" (grey), or "" for the file's own. resize: length of the shorter side; crop: side of the square
-    cut from the centre (0: neither).
+    mode: "RGB", "L" (grey), or "" for whichever the file is. resize: length of the shorter side; crop: side of the
+    square cut from the centre (0: neither).
 
     Raises: InputError for a file that is no image.
     """
@@ -169,14 +176,22 @@ def read_image(path: Path, *, mode: str = "RGB", resize: int = 0, crop: int = 0)
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False)).float()
         with Image.open(path) as file:
-            image: Any = file.convert(mode) if mode else file
+            image: Any = _eight_bit(file)
+            image = image.convert(mode or ("L" if image.mode in ("1", "L", "LA") else "RGB"))
             if resize:
                 image = transforms.resize(image, [resize])
             if crop:
                 image = transforms.center_crop(image, [crop])
             return transforms.to_tensor(image)
-    except (OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError) as error:
         raise InputError(f"cannot read the image {path}: {error}. Replace or remove it.") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, which PIL's own conversion would saturate."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
 
 
 def _digits(_root: Path, split: str, _download: bool) -> ImageSet:

@@ -25,7 +25,9 @@ def explained_memory_errors(setting: str, value: int) -> Iterator[None]:
     """Turn a device out of memory into a message that names the setting to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise ResourceError(
             f"{setting} {value or 'auto'} does not fit into the device's memory. Set a smaller one."
         ) from error

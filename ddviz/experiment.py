@@ -1,29 +1,20 @@
 """A run: certify a data set with one method, in a folder that survives being killed at any moment.
 
-The folder of a run holds
-
-    config.json       everything that decides the result, with the hashes of model and images
-    sigmas.tsv        noise scale of each image (data-dependent runs), appended a whole search batch at a time
-    certificates.tsv  raw certificates, appended and flushed one an image, in any order
-    records.tsv       the records after the memory, in order of index, written whole
-
 The costly stages are independent for each image and resume where they stopped. The memory depends on the order, is
 cheap, and is replayed over all images in order of index.
 """
 
 import copy
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,33 +22,25 @@ from ddviz import datasets, models
 from ddviz.certify import certify
 from ddviz.config import METHODS, RunConfig
 from ddviz.datasets import ImageSet
-from ddviz.errors import InputError, ResourceError, explained_memory_errors
+from ddviz.errors import InputError, explained_memory_errors
 from ddviz.inference import default_dtype
 from ddviz.memory import Answer, Case, replay
 from ddviz.models import BaseClassifier
-from ddviz.records import (
-    AppendLog,
-    Record,
-    explained_disk_errors,
-    read_records,
-    read_rows,
-    write_atomically,
-    write_records,
-)
+from ddviz.records import Record, is_correct, read_rows, write_records
+from ddviz.runfolder import RunFolder, pixel_hash
 from ddviz.sampling import Sampler
-from ddviz.smoothing import SMOOTHINGS
+from ddviz.sigma import default_search_batch
 
-RECORD_COLUMNS = list(Record.__dataclass_fields__)
 _SELF_TEST_IMAGES = 32
-_LOCK_WAIT = 30  # seconds: a killed kernel lives on for a moment and holds its lock
 _PROGRESS_EVERY = 5  # seconds
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its certificates as drawn, its records after the memory, and what the memory did to each.
+    """One finished run: its certificates as drawn, its records, and what the memory did to each.
 
-    seconds: time spent certifying; search_seconds: time spent choosing noise scales, both over all sessions.
+    Fixed sigma is one smoothed classifier, sound as it is: its records are its certificates and it has no answers of
+    a memory. seconds: time spent certifying; search_seconds: time spent choosing noise scales, both over all sessions.
     """
 
     name: str
@@ -104,14 +87,36 @@ class _Bench:
     base: BaseClassifier
     network: nn.Module
     sampler: Sampler
-    identity: dict[str, object]
+    shape: torch.Size
+    search_batch: int
+    images_hash: str
 
-    @property
-    def search_batch(self) -> int:
-        """Images in one batch of the search; part of the identity, since kernels round by batch."""
-        if self.config.search_batch:
-            return self.config.search_batch
-        return 128 if self.images.image(self.images.indices[0]).numel() <= 3 * 64 * 64 else 8
+    def folder(self, method: str) -> RunFolder:
+        """<data set>-<model>-<norm>-<scale>-<method> in run_root."""
+        config = self.config
+        name = f"{self.images.name}-{self.base.name}-{config.norm}-{config.sigma:g}-{method}"
+        return RunFolder(Path(config.run_root).expanduser() / name)
+
+    def identity(self, method: str) -> dict[str, object]:
+        """Everything that decides the records of a method, choices of the package resolved."""
+        identity = self.config.deciding(method) | {
+            "dataset": self.images.name,
+            "images": self.images_hash,
+            "checkpoint": self.base.name,
+            "model": self.base.digest,
+            "method": method,
+            "device": self.sampler.device.type,
+            "dtype": self.sampler.dtype,
+            "batch": self.sampler.batch,
+        }
+        return identity | ({} if method == "fixed" else {"search_batch": self.search_batch})
+
+    def image(self, index: int) -> Tensor:
+        """Pixels of one image, of the size of all."""
+        image = self.images.image(index)
+        if image.shape != self.shape:
+            raise InputError(datasets.different_sizes(self.shape, image.shape, index))
+        return image
 
 
 def run(config: RunConfig, *, network: nn.Module | None = None, images: ImageSet | None = None) -> Experiment:
@@ -125,12 +130,6 @@ def run(config: RunConfig, *, network: nn.Module | None = None, images: ImageSet
     return Experiment(config, bench.images, bench.base, {METHODS[m]: _run_method(bench, m) for m in config.methods})
 
 
-def run_folder(config: RunConfig, model: str, method: str) -> Path:
-    """Folder of one method's run: run_root/<data set>-<model>-<norm>-<scale>-<method>."""
-    dataset = Path(config.dataset).name
-    return Path(config.run_root).expanduser() / f"{dataset}-{model}-{config.norm}-{config.sigma:g}-{method}"
-
-
 def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | None) -> _Bench:
     """Load, test and fingerprint everything before the first certificate."""
     if images is None:
@@ -142,6 +141,8 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
             download=config.download,
             image_size=config.image_size,
         )
+    if not len(images):
+        raise InputError(f"expected at least one image of {images.name} ({images.where}), got none.")
     if network is None:
         base = models.load(
             config.dataset,
@@ -152,44 +153,42 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
         )
     else:
         base = BaseClassifier(network, type(network).__name__, arch="", normalize="as given")
-    kind = config.device
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind)
-    dtype = default_dtype(device) if config.dtype == "auto" else config.dtype
-    step = max(1, len(images) // _SELF_TEST_IMAGES)
-    probes = images.indices[::step][:_SELF_TEST_IMAGES]
-    pixels = images.images(probes)
-    models.self_test(base, pixels, torch.tensor([images.labels[i] for i in probes]), len(images.classes))
+    cuda = config.device == "auto" and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else config.device.replace("auto", "cpu"))
     on_device = copy.deepcopy(base.network).to(device).eval()
+    probes = range(0, len(images.labels), max(1, len(images.labels) // _SELF_TEST_IMAGES))[:_SELF_TEST_IMAGES]
+    pixels = images.images([images.indices[0], *probes])
+    labels = torch.tensor([int(images.labels[index]) for index in (images.indices[0], *probes)])
+    models.self_test(replace(base, network=on_device), pixels.to(device), labels.to(device), len(images.classes))
     with explained_memory_errors("batch", config.batch):
         sampler = Sampler.prepare(
-            on_device, pixels[0], device=device, dtype=dtype, batch=config.batch, num_classes=len(images.classes)
+            on_device,
+            pixels[0],
+            device=device,
+            dtype=default_dtype(device) if config.dtype == "auto" else config.dtype,
+            batch=config.batch,
+            num_classes=len(images.classes),
         )
-    identity = config.deciding | {
-        "device": device.type,
-        "dtype": dtype,
-        "batch": sampler.batch,
-        "checkpoint": base.name,
-        "model": base.digest,
-        "images": _fingerprint(images, pixels[0]),
-    }
-    return _Bench(config, images, base, on_device, sampler, identity)
-
-
-def _fingerprint(images: ImageSet, first: Tensor) -> str:
-    """Hash of the data set: its classes, the labels of the whole split, and one image's pixels."""
-    sha = hashlib.sha256(repr((images.classes, list(images.labels))).encode())
-    sha.update(first.contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
+    return _Bench(
+        config=config,
+        images=images,
+        base=base,
+        network=on_device,
+        sampler=sampler,
+        shape=pixels[0].shape,
+        search_batch=config.search_batch or default_search_batch(pixels[0], config.samples),
+        images_hash=hashlib.sha256(repr((images.classes, list(map(int, images.labels)))).encode()).hexdigest()[:16],
+    )
 
 
 def _run_method(bench: _Bench, method: str) -> Run:
     """Certify what is missing in one method's folder, then replay the memory."""
-    folder = run_folder(bench.config, bench.base.name, method)
-    with _locked(folder):
-        _check_identity(folder, bench.identity | {"method": method, "search_batch": bench.search_batch})
-        path = folder / "certificates.tsv"
-        with AppendLog(path, [*RECORD_COLUMNS, "seconds"]) as log:
-            done = {record.idx for record in read_records(path)}.intersection(bench.images.indices)
+    folder = bench.folder(method)
+    with folder.locked():
+        made_with = {"torch": torch.__version__, "device": _device_name(bench.sampler.device)}
+        folder.check_identity(bench.identity(method), made_with)
+        with folder.log_certificates() as log:
+            done = {record.idx for record in folder.read_certificates()[0]}.intersection(bench.images.indices)
             with _progress(METHODS[method], len(bench.images), len(done)) as progress:
                 for start in range(0, len(bench.images), bench.search_batch):
                     batch = bench.images.indices[start : start + bench.search_batch]
@@ -198,23 +197,22 @@ def _run_method(bench: _Bench, method: str) -> Run:
                         for index in todo:
                             log.append(_certified_row(bench, index, scales[index]))
                             progress.update()
-        return _finish(bench, METHODS[method], folder)
+        return _finish(bench, method, folder)
 
 
-def _scales(bench: _Bench, method: str, folder: Path, batch: Sequence[int]) -> dict[int, float]:
+def _scales(bench: _Bench, method: str, folder: RunFolder, batch: Sequence[int]) -> dict[int, float]:
     """Noise scale of each image of a batch: sigma for all, or found by the solver and kept in sigmas.tsv.
 
     The batch is always searched whole, so that a resumed search rounds as an unbroken one.
     """
     if method == "fixed":
         return dict.fromkeys(batch, bench.config.sigma)
-    path = folder / "sigmas.tsv"
-    with AppendLog(path, ["idx", "sigma", "seconds"]) as log:
-        known = {int(row["idx"]): float(row["sigma"]) for row in read_rows(path)}
+    with folder.log_sigmas() as log:
+        known = {int(row["idx"]): float(row["sigma"]) for row in read_rows(folder.sigmas)}
         if not known.keys() >= set(batch):
             began = time.perf_counter()
             found = dict(zip(batch, _search(bench, batch), strict=True))
-            each = (time.perf_counter() - began) / len(batch)
+            each = round((time.perf_counter() - began) / len(batch), 4)
             log.append(*((index, scale, each) for index, scale in found.items() if index not in known))
             known = found | known
     return known
@@ -224,9 +222,9 @@ def _search(bench: _Bench, indices: Sequence[int]) -> list[float]:
     with explained_memory_errors("search_batch", len(indices)):
         path = bench.config.make_solver()(
             bench.network,
-            bench.images.images(indices).to(bench.sampler.device),
+            torch.stack([bench.image(index) for index in indices]).to(bench.sampler.device),
             bench.config.sigma,
-            smoothing=SMOOTHINGS[bench.config.norm],
+            smoothing=bench.config.norm,
             seed=bench.config.seed,
             indices=indices,
         )
@@ -234,47 +232,73 @@ def _search(bench: _Bench, indices: Sequence[int]) -> list[float]:
 
 
 def _certified_row(bench: _Bench, index: int, sigma: float) -> list[object]:
-    """Certify one image: its record with the seconds it took."""
+    """Certify one image: its record, the hash of its pixels, the seconds it took."""
     began = time.perf_counter()
-    config = bench.config
+    config, image, label = bench.config, bench.image(index), int(bench.images.labels[index])
     result = certify(
         bench.sampler,
-        bench.images.image(index),
+        image,
         sigma,
         n0=config.n0,
         n=config.n,
         alpha=config.alpha,
-        smoothing=SMOOTHINGS[config.norm],
+        smoothing=config.norm,
         seed=config.seed,
         index=index,
     )
-    label = bench.images.labels[index]
-    record = Record(idx=index, label=label, correct=int(result.predict == label), **asdict(result))
-    return [*asdict(record).values(), round(time.perf_counter() - began, 4)]
+    record = Record(
+        idx=index,
+        label=label,
+        predict=result.predict,
+        radius=result.radius,
+        correct=is_correct(result.predict, label),
+        sigma=result.sigma,
+        p_lower=result.p_lower,
+        count=result.count,
+        n=result.n,
+    )
+    return [*asdict(record).values(), pixel_hash(image), round(time.perf_counter() - began, 4)]
 
 
-def _finish(bench: _Bench, name: str, folder: Path) -> Run:
-    """Replay the memory over the certificates in order of index and write the records."""
-    path = folder / "certificates.tsv"
+def _finish(bench: _Bench, method: str, folder: RunFolder) -> Run:
+    """Replay the memory over all certificates of the folder in order of index, and write the records.
+
+    A run of fewer images than the folder holds is given its part; the file keeps them all.
+    """
+    certificates, hashes = folder.read_certificates()
+    records, answers = certificates, []
+    if method != "fixed":
+        records, answers = replay(_with_pixels(bench, certificates, hashes, folder), bench.config.norm)
+    write_records(folder.records, records)
     wanted = set(bench.images.indices)
-    certificates = sorted((r for r in read_records(path) if r.idx in wanted), key=lambda record: record.idx)
-    pixels = ((bench.images.image(record.idx).numpy(), record) for record in certificates)
-    records, answers = replay(pixels, bench.config.norm)
-    write_records(folder / "records.tsv", records)
-    sigmas = folder / "sigmas.tsv"
     return Run(
-        name=name,
-        folder=folder,
-        certificates=certificates,
-        records=records,
-        answers=answers,
-        seconds=_seconds(path, wanted),
-        search_seconds=_seconds(sigmas, wanted) if sigmas.exists() else 0.0,
+        name=METHODS[method],
+        folder=folder.path,
+        certificates=[record for record in certificates if record.idx in wanted],
+        records=[record for record in records if record.idx in wanted],
+        answers=[answer for answer, record in zip(answers, certificates, strict=False) if record.idx in wanted],
+        seconds=folder.seconds(folder.certificates, wanted),
+        search_seconds=folder.seconds(folder.sigmas, wanted),
     )
 
 
-def _seconds(path: Path, wanted: set[int]) -> float:
-    return sum(float(row["seconds"]) for row in read_rows(path) if int(row["idx"]) in wanted)
+def _with_pixels(
+    bench: _Bench, certificates: Sequence[Record], hashes: dict[int, str], folder: RunFolder
+) -> Iterator[tuple[Tensor, Record]]:
+    """Each certificate with the pixels that it was drawn for."""
+    for record in certificates:
+        image = bench.image(record.idx)
+        if pixel_hash(image) != hashes[record.idx]:
+            raise InputError(
+                f"image {record.idx} of {bench.images.name} is not the one that was certified in "
+                f"{folder.path}: the file "
+                "changed since. Put it back, or choose another run_root, or remove the folder."
+            )
+        yield image, record
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 @contextmanager
@@ -291,44 +315,3 @@ def _progress(name: str, total: int, done: int) -> Iterator[tqdm]:
         file=sys.stdout,
     ) as bar:
         yield bar
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time writes a run's folder."""
-    with explained_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=_LOCK_WAIT)
-        except Timeout:
-            raise ResourceError(
-                f"another process is writing {folder}. Wait until it is done, stop it, or choose another run_root."
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _check_identity(folder: Path, identity: dict[str, object]) -> None:
-    """Write config.json into a new folder; refuse to mix settings in an old one."""
-    path = folder / "config.json"
-    if not path.exists():
-        if (folder / "certificates.tsv").exists():
-            raise InputError(
-                f"expected {path} beside certificates.tsv, found none. Remove {folder}, or choose another run_root."
-            )
-        write_atomically(path, json.dumps(identity, indent=2) + "\n")
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}). Remove {folder}, or choose another run_root.") from error
-    for name in identity | stored:
-        if stored.get(name) != identity.get(name):
-            raise InputError(
-                f"{name} was {stored.get(name)!r} when {folder} was begun and is {identity.get(name)!r} "
-                "now. Set it back to "
-                "resume that run, or choose another run_root, or remove the folder."
-            )

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddviz.errors import InputError
-from ddviz.records import ABSTAIN, Record
+from ddviz.records import ABSTAIN, Record, is_correct
 
 Case = Literal["new", "known", "adopted", "shrunk", "abstained"]
 """What the memory did: stored the answer as it came; repeated a stored one; took over the class of the ball around the
 input; shrank the radius to the nearest ball of another class; stored nothing."""
 
 Array = NDArray[np.float64]
-_ORDERS = {"l1": 1, "l2": 2}
 _CHUNK = 1 << 22  # pixels compared at a time
 _TINY = 1e-150  # more than underflow can take from a distance
+_LARGEST = 1e100  # no distance between smaller numbers overflows
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class Memory:
     """
 
     def __init__(self, norm: str = "l2"):
-        if norm not in _ORDERS:
+        if norm not in ("l1", "l2"):
             raise InputError(f"expected norm to be l1 or l2, got {norm!r}.")
         self.norm = norm
         self._points: NDArray[np.floating] = np.empty((0, 0))
+        self._squares: Array = np.empty(0)
         self._classes: list[int] = []
         self._radii: list[float] = []
         self._known: dict[bytes, int] = {}
@@ -61,7 +62,7 @@ class Memory:
     @property
     def entries(self) -> list[tuple[NDArray[np.floating], int, float]]:
         """Stored (input, class, radius), in order of arrival."""
-        return list(zip(self._points[: len(self)], self._classes, self._radii, strict=True))
+        return list(zip(self._points[: len(self)].copy(), self._classes, self._radii, strict=True))
 
     def answer(self, x: ArrayLike, predict: int, radius: float) -> Answer:
         """Answer an input x (any shape) that was certified as `predict` with `radius`, and remember the answer.
@@ -79,37 +80,54 @@ class Memory:
 
     def _adjusted(self, point: NDArray[np.floating], predict: int, radius: float) -> Answer:
         """The largest ball that keeps the invariant, and the class it may have."""
-        classes, radii = np.array(self._classes, dtype=np.int64), np.array(self._radii)
-        lower, upper = self._distance_bounds(point)
-        rivals = classes != predict  # of an abstention, every ball
-        inside = rivals & (upper < radii)
-        for i in np.flatnonzero(rivals & (lower < radii) & (upper >= radii)):  # too close to call in float64
-            inside[i] = _closer(self._points[i], point, radii[i], self.norm)
+        if not len(self):
+            return Answer(predict, radius, "new") if predict != ABSTAIN else Answer(ABSTAIN, 0.0, "abstained")
+        near = self._near(point, radius)
+        near = near[np.array(self._classes, dtype=np.int64)[near] != predict]  # of an abstention, every class
+        classes, radii = (np.array(values)[near] for values in (self._classes, self._radii))
+        lower, upper = self._distance_bounds(point, near)
+        inside = upper < radii
+        for i in np.flatnonzero((lower < radii) & (upper >= radii)):  # too close to call in float64
+            inside[i] = _closer(self._points[near[i]], point, radii[i], self.norm)
         if inside.any():  # one class only, since those balls all hold this point
-            room = np.where(inside, np.nextafter(radii - upper, -np.inf), -np.inf)
-            by = int(room.argmax())
-            largest = max(0.0, float(room[by]))
-            return Answer(int(classes[by]), largest if predict == ABSTAIN else min(radius, largest), "adopted", by)
+            rooms = np.where(inside, np.nextafter(radii - upper, -np.inf), -np.inf)
+            by = int(rooms.argmax())
+            largest = max(0.0, float(rooms[by]))
+            kept = largest if predict == ABSTAIN else min(radius, largest)
+            return Answer(int(classes[by]), kept, "adopted", int(near[by]))
         if predict == ABSTAIN:
             return Answer(ABSTAIN, 0.0, "abstained")
-        gap = np.where(rivals, np.nextafter(lower - radii, -np.inf), np.inf)
-        by = int(gap.argmin()) if len(gap) else -1
-        if by >= 0 and gap[by] < radius:
-            return Answer(predict, max(0.0, float(gap[by])), "shrunk", by)
+        gap = np.nextafter(lower - radii, -np.inf)
+        if len(gap) and (room := max(0.0, float(gap.min()))) < radius:
+            return Answer(predict, room, "shrunk", int(near[gap.argmin()]))
         return Answer(predict, radius, "new")
 
-    def _distance_bounds(self, point: NDArray[np.floating]) -> tuple[Array, Array]:
-        """Bounds (n,), (n,) that enclose the exact distances to all stored inputs."""
+    def _near(self, point: NDArray[np.floating], radius: float) -> NDArray[np.int64]:
+        """Entries whose balls may touch the ball of a new input; all others are surely too far to matter.
+
+        One matrix-vector product in the inputs' own precision bounds the l2 distance, which the l1 distance exceeds.
+        """
+        stored, squares = self._points[: len(self)], self._squares[: len(self)]
+        square = float(np.dot(point.astype(np.float64), point.astype(np.float64)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = squares + square - 2 * (stored @ point).astype(np.float64)
+            rounding = 4 * (point.size + 8) * float(np.finfo(point.dtype).eps) * np.sqrt(squares * square)
+            rounding += 4 * (point.size + 8) * 2.0**-52 * (squares + square)
+            far = squared - rounding > (np.array(self._radii) + radius) ** 2 * (1 + 1e-12)
+        return np.flatnonzero(~far)  # NaN is not far
+
+    def _distance_bounds(self, point: NDArray[np.floating], entries: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Bounds that enclose the exact distances to some stored inputs."""
         size = point.size
         rows = max(1, _CHUNK // max(1, size))
-        distances = np.empty(len(self))
-        for start in range(0, len(self), rows):
-            stop = min(start + rows, len(self))
-            difference = self._points[start:stop].astype(np.float64) - point.astype(np.float64)
+        distances = np.empty(len(entries))
+        for start in range(0, len(entries), rows):
+            part = slice(start, start + rows)
+            difference = self._points[entries[part]].astype(np.float64) - point.astype(np.float64)
             if self.norm == "l1":
-                distances[start:stop] = np.abs(difference).sum(1)
+                distances[part] = np.abs(difference).sum(1)
             else:
-                distances[start:stop] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+                distances[part] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
         slack = distances * ((size + 8) * 2.0**-53) + _TINY  # a sum of d terms is off by at most d roundings
         return np.maximum(0.0, np.nextafter(distances - slack, -np.inf)), np.nextafter(distances + slack, np.inf)
 
@@ -117,8 +135,8 @@ class Memory:
         point = np.asarray(x)
         point = np.ascontiguousarray(point, dtype=np.float32 if point.dtype == np.float32 else np.float64).ravel()
         point = point + 0.0  # -0.0 and 0.0 are one input
-        if not np.isfinite(point).all():
-            raise InputError("expected an input without NaN or infinity.")
+        if not float(np.abs(point).max(initial=0)) < _LARGEST:  # NaN too
+            raise InputError(f"expected an input without NaN or infinity, of numbers below {_LARGEST:g}.")
         if not (math.isfinite(radius) and radius >= 0):
             raise InputError(f"expected a radius that is finite and not negative, got {radius}.")
         if len(self) and (point.size != self._points.shape[1] or point.dtype != self._points.dtype):
@@ -131,10 +149,12 @@ class Memory:
     def _store(self, key: bytes, point: NDArray[np.floating], answer: Answer) -> None:
         count = len(self)
         if count == 0:
-            self._points = np.empty((8, point.size), point.dtype)
+            self._points, self._squares = np.empty((8, point.size), point.dtype), np.empty(8)
         elif count == len(self._points):
             self._points = np.concatenate([self._points, np.empty_like(self._points)])
+            self._squares = np.concatenate([self._squares, np.empty_like(self._squares)])
         self._points[count] = point
+        self._squares[count] = np.dot(point.astype(np.float64), point.astype(np.float64))
         self._known[key] = count
         self._classes.append(answer.predict)
         self._radii.append(answer.radius)
@@ -157,7 +177,7 @@ def replay(certified: Iterable[tuple[ArrayLike, Record]], norm: str = "l2") -> t
     records, answers = [], []
     for x, record in certified:
         answer = memory.answer(x, record.predict, record.radius)
-        correct = int(answer.predict == record.label)
+        correct = is_correct(answer.predict, record.label)
         records.append(replace(record, predict=answer.predict, radius=answer.radius, correct=correct))
         answers.append(answer)
     return records, answers

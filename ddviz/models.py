@@ -49,9 +49,9 @@ class BaseClassifier:
 
 
 def digest(network: nn.Module, salt: str = "") -> str:
-    """SHA-256 of a network's state dict and printed structure, shortened to 16 hexadecimal digits."""
+    """SHA-256 of a network's parameters, buffers and printed structure, shortened to 16 hexadecimal digits."""
     sha = hashlib.sha256(f"{salt}\n{network}".encode())
-    for key, tensor in network.state_dict().items():
+    for key, tensor in [*network.named_parameters(), *network.named_buffers()]:
         sha.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
@@ -73,6 +73,10 @@ def load(
         raise InputError(f"expected normalize to be auto or one of {', '.join(NORMALIZATIONS)}, got {normalize!r}.")
     if checkpoint:
         return from_checkpoint(checkpoint, dataset=dataset, arch=arch, normalize=normalize)
+    if arch or normalize != "auto":
+        raise InputError(
+            "arch and normalize describe a checkpoint, and none is named. Set checkpoint, or leave them out."
+        )
     if dataset == "digits":
         level = min(DIGITS_SIGMAS, key=lambda trained: abs(trained - sigma))
         return from_checkpoint(WEIGHTS / f"digits_cnn_sigma{level}.safetensors", dataset=dataset)
@@ -103,7 +107,7 @@ def from_checkpoint(path: str | Path, *, dataset: str = "", arch: str = "", norm
     network.load_state_dict(state)
     return BaseClassifier(
         network=_with_normalization(network, normalize),
-        name=Path(path.name.removesuffix(".tar")).stem,
+        name=_name(path),
         arch=found_arch,
         normalize=normalize,
         metadata=metadata,
@@ -116,10 +120,18 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
     Raises: InputError naming a wrong input shape or class count, NaN, a softmax inside the network, or a normalisation
     under which the network does far worse than under another.
     """
-    accuracy = _accuracy(checked_logits(base.network, images, num_classes), labels)
+    logits = checked_logits(base.network, images, num_classes)
+    accuracy = _accuracy(logits, labels)
+    alone, beside = checked_logits(base.network, images[:1], num_classes)[0], logits[0]
+    if (alone - beside).abs().max() > 0.05 * logits.abs().max():
+        raise InputError(
+            "the network answers an image differently when others stand beside it, or by chance: it is no function "
+            "of the image, and nothing can be certified. In eval mode, use BatchNorm's running statistics "
+            "and no dropout."
+        )
     inner = base.network
-    if isinstance(inner, nn.Sequential) and isinstance(inner[0], Normalize):
-        inner = inner[1]
+    if isinstance(inner, nn.Sequential) and isinstance(next(iter(inner), None), Normalize):
+        inner = nn.Sequential(*list(inner)[1:])
     family = base.normalize.removesuffix("-center")
     for other, mean_std in NORMALIZATIONS.items():
         if other == base.normalize or (mean_std is not None and len(mean_std[0]) != images.shape[1]):
@@ -127,7 +139,7 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
         if family in MEAN_STD and other not in ("none", family, f"{family}-center"):
             continue  # the two data sets' constants are so close that one passes for the other
         with torch.no_grad():
-            rival = _accuracy(_with_normalization(inner, other).to(images.device)(images), labels)
+            rival = _accuracy(_with_normalization(inner, other).to(images.device)(images.clone()), labels)
         if rival > accuracy + 0.25:
             raise InputError(
                 f"{base.name} classifies {accuracy:.0%} of {len(images)} clean images correctly with "
@@ -139,10 +151,15 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
 
 def checked_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
     """Logits (B, num_classes) of some images, or an InputError that says what is wrong with the network."""
+    for module in network.modules():
+        if isinstance(module, Normalize) and len(module.mean) != images.shape[1]:
+            raise InputError(
+                f"expected images of {len(module.mean)} channels, which the network normalises, got {images.shape[1]}."
+            )
     was_training = network.training
     try:
         with torch.no_grad():
-            outputs = network.eval()(images)
+            outputs = network.eval()(images.clone())  # a network may work in place
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
             f"the network cannot take images of shape {tuple(images.shape)}: {error}. Is it meant for this data set?"
@@ -196,6 +213,12 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
     if not isinstance(content, Mapping):
         raise InputError(f"expected {path} to hold a state dict, got a {type(content).__name__}.")
     return dict(content), {}
+
+
+def _name(path: Path) -> str:
+    """What to call a checkpoint: its file's name, with the folder's where the field calls every file the same."""
+    stem = Path(path.name.removesuffix(".tar")).stem
+    return f"{path.resolve().parent.name}-{stem}" if stem in ("checkpoint", "model", "best", "best_model") else stem
 
 
 def _first_line(error: Exception) -> str:

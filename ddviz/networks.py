@@ -5,7 +5,6 @@ takes pixels in [0, 1]: normalisation is a layer of the network, because noise i
 and radii are counted in pixels.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -135,8 +134,3 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": lambda num_classes=1000: resnet50(num_classes=num_classes),
 }
 """Networks by the name the field gives them; each takes `num_classes` and has random weights."""
-
-
-def parameter_count(network: nn.Module) -> int:
-    """Number of trainable and frozen parameters."""
-    return sum(math.prod(p.shape) for p in network.parameters())

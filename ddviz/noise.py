@@ -47,7 +47,8 @@ class NoiseKey:
         """64-bit generator seed of a block.
 
         torch's CPU generator uses only the low 32 bits. They are a bijection of (stage, block) for given
-        (seed, image), so that no two blocks of an image can ever be the same noise.
+        (seed, image), so that no two blocks of an image can ever be the same noise. Blocks of two different images may
+        be: each certificate holds with its probability all the same, but those two are not independent.
         """
         digest = hashlib.blake2b(f"{self.seed}/{self.image}".encode(), digest_size=8).digest()
         image_key = int.from_bytes(digest, "little")
@@ -70,20 +71,29 @@ def fill_block(out: Tensor, smoothing: Smoothing, key: NoiseKey, block: int) -> 
     return smoothing.fill_(out, generator)
 
 
-def fill_samples(out: Tensor, smoothing: Smoothing, key: NoiseKey, first: int, scratch: Tensor) -> Tensor:
-    """Fill `out` (m, ...) in place with samples `first` .. `first + m - 1` of the endless stream of a key.
+class NoiseStream:
+    """The endless stream of one key's standard noise, its blocks one after the other, read at any place.
 
-    The stream is the blocks one after the other; `scratch` (BLOCK, ...) holds a block of which only a part is
-    wanted.
+    shape: of one sample. A block of which only a part is wanted is kept for the next read.
     """
-    done, wanted = 0, len(out)
-    while done < wanted:
-        block, offset = divmod(first + done, BLOCK)
-        take = min(BLOCK - offset, wanted - done)
-        if take == BLOCK:
-            fill_block(out[done : done + BLOCK], smoothing, key, block)
-        else:
-            fill_block(scratch, smoothing, key, block)
-            out[done : done + take] = scratch[offset : offset + take]
-        done += take
-    return out
+
+    def __init__(self, smoothing: Smoothing, key: NoiseKey, shape: torch.Size, device: torch.device):
+        self._smoothing, self._key = smoothing, key
+        self._kept = torch.empty(BLOCK, *shape, device=device)
+        self._kept_block = -1
+
+    def fill(self, out: Tensor, first: int) -> Tensor:
+        """Fill `out` (m, *shape) in place with samples `first` .. `first + m - 1`."""
+        done, wanted = 0, len(out)
+        while done < wanted:
+            block, offset = divmod(first + done, BLOCK)
+            take = min(BLOCK - offset, wanted - done)
+            if take == BLOCK:
+                fill_block(out[done : done + BLOCK], self._smoothing, self._key, block)
+            else:
+                if block != self._kept_block:
+                    fill_block(self._kept, self._smoothing, self._key, block)
+                    self._kept_block = block
+                out[done : done + take] = self._kept[offset : offset + take]
+            done += take
+        return out

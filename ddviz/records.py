@@ -8,7 +8,6 @@ import contextlib
 import errno
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,7 +25,9 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Record:
-    """One certified image. Radius in [0,1]-pixel units of the run's norm, 0 where it abstains or errs.
+    """One certified image. Radius in [0,1]-pixel units of the run's norm, 0 where it abstains.
+
+    A wrong prediction has its radius too; `correct` tells.
 
     `sigma` is the scale that the image was certified with, `p_lower` the lower confidence bound on the probability of
     `predict`, `count` of `n` samples fell on the chosen class. Files of other tools lack these: NaN and 0.
@@ -48,36 +49,51 @@ class Record:
         return self.radius if self.correct else -1.0
 
 
+def is_correct(predict: int, label: int) -> int:
+    """1 where a prediction is the label; an abstention never is."""
+    return int(predict == label and predict != ABSTAIN)
+
+
 _TYPES = {field.name: field.type for field in fields(Record)}
 _REQUIRED = ("idx", "label", "predict", "radius", "correct")
 
 
 def format_row(values: Iterable[object]) -> str:
     """One line of a TSV file; floats in their shortest exact form."""
-    return "\t".join(repr(v) if isinstance(v, float) else str(v) for v in values) + "\n"
+    cells = (repr(float(value)) if isinstance(value, float | np.floating) else str(value) for value in values)
+    return "\t".join(cells) + "\n"
 
 
-def read_rows(path: Path) -> Iterator[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a TSV file as dictionaries; a torn last line (a killed writer) is left out.
 
     Raises: InputError where the file is missing, has no header, or has a line of another width.
     """
+    header, lines = _lines(path)
+    return [dict(zip(header, cells, strict=True)) for _, cells in lines]
+
+
+def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a TSV file, and the cells of each further line that is not empty, with its number."""
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"expected a record file at {path}, found something that is no text ({error.reason})."
+        ) from error
     except OSError as error:
         raise InputError(f"expected a record file at {path}, got: {error.strerror}.") from error
-    lines = text.split("\n")
-    header = lines[0].split("\t")
-    body = lines[1:-1] if not text.endswith("\n") else lines[1:]
-    for number, line in enumerate(body, start=2):
-        if not line:
-            continue
-        cells = line.split("\t")
+    header, *body = (line.split("\t") for line in text.split("\n"))
+    if header == [""]:
+        raise InputError(f"expected a header line in {path}, found none.")
+    if len(body[-1:]) and len(body[-1]) != len(header):
+        del body[-1]  # torn
+    lines = [(number, cells) for number, cells in enumerate(body, start=2) if cells != [""]]
+    for number, cells in lines:
         if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {number}: expected {len(header)} columns ({' '.join(header)}), got {len(cells)}."
-            )
-        yield dict(zip(header, cells, strict=True))
+            wanted = f"{len(header)} columns ({' '.join(header)})"
+            raise InputError(f"{path}, line {number}: expected {wanted}, got {len(cells)}.")
+    return header, lines
 
 
 def read_records(path: Path | str) -> list[Record]:
@@ -86,17 +102,19 @@ def read_records(path: Path | str) -> list[Record]:
     Raises: InputError naming the file, the line and the column.
     """
     path = Path(path)
+    header, lines = _lines(path)
+    if any(name not in header for name in _REQUIRED):
+        raise InputError(f"{path}: expected the columns {' '.join(_REQUIRED)}, found {' '.join(header)}.")
     records = []
-    for number, row in enumerate(read_rows(path), start=2):
-        missing = [name for name in _REQUIRED if name not in row]
-        if missing:
-            raise InputError(f"{path}: expected the columns {' '.join(_REQUIRED)}, found {' '.join(row)}.")
-        known = {name: text for name, text in row.items() if name in _TYPES}
-        try:
-            values = {name: float(text) if _TYPES[name] is float else int(text) for name, text in known.items()}
-            records.append(Record(**values))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}.") from error
+    for number, cells in lines:
+        values = {}
+        for name, cell in zip(header, cells, strict=True):
+            try:
+                if name in _TYPES:
+                    values[name] = float(cell) if _TYPES[name] is float else int(cell)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}, column {name}: {error}.") from error
+        records.append(Record(**values))
     return records
 
 
@@ -108,17 +126,17 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to a file beside `path` and rename it over `path`."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     with explained_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with open(beside, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, path)
+            os.replace(beside, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
 
 
@@ -130,38 +148,41 @@ class AppendLog:
 
     def __init__(self, path: Path, header: Sequence[str]):
         self.path = path
-        expected = format_row(header)
+        expected = format_row(header).encode()
         with explained_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+b", buffering=0)
-            self._file.seek(0)
-            content = self._file.read()
-            self._size = content.rfind(b"\n") + 1
-            self._file.truncate(self._size)
-            if self._size == 0:
-                self._write(expected)
-            elif not content.startswith(expected.encode()):
+            try:
+                self._file.seek(0)
+                content = self._file.read()
+                if not (content.startswith(expected) or expected.startswith(content)):
+                    found = content.split(b"\n", 1)[0].decode(errors="replace")
+                    raise InputError(
+                        f"{path}: expected the columns {format_row(header)!r}, found {found!r}. "
+                        "Remove the file or choose another run_root."
+                    )
+                self._size = content.rfind(b"\n") + 1
+                self._file.truncate(self._size)
+                if self._size == 0:
+                    self._write(expected)
+            except BaseException:
                 self._file.close()
-                found = content.split(b"\n", 1)[0].decode(errors="replace")
-                raise InputError(
-                    f"{path}: expected the columns {expected.strip()!r}, found {found!r}. Remove the file "
-                    "or choose another run_root."
-                )
+                raise
 
     def append(self, *rows: Iterable[object]) -> None:
         """Append rows and hand them to the operating system at once."""
         with explained_disk_errors(self.path):
-            self._write("".join(map(format_row, rows)))
+            self._write("".join(map(format_row, rows)).encode())
 
-    def _write(self, text: str) -> None:
-        data = memoryview(text.encode())
+    def _write(self, data: bytes) -> None:
         try:
-            while data:
-                data = data[self._file.write(data) :]
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:])
         except OSError:
             self._file.truncate(self._size)  # leave no half-written line behind a full disk
             raise
-        self._size += len(text.encode())
+        self._size += len(data)
 
     def __enter__(self) -> "AppendLog":
         return self

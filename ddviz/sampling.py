@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from ddviz.errors import InputError, explained_memory_errors
 from ddviz.inference import Forward, compile_forward
-from ddviz.noise import BLOCK, NoiseKey, fill_samples
+from ddviz.noise import NoiseKey, NoiseStream
 from ddviz.smoothing import Smoothing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,6 +31,7 @@ class Sampler:
     forward: Forward
     num_classes: int
     device: torch.device
+    dtype: str
     batch: int
     workers: int = 1
 
@@ -50,11 +52,12 @@ class Sampler:
         BatchNorm and use the device's fastest layout.
         """
         device = torch.device(device)
-        forward = compile_forward(network, example.to(device), DTYPES[dtype])
+        example = example.to(device, torch.float32, copy=True)  # a network may work in place on what it is given
+        forward = compile_forward(network, example, DTYPES[dtype])
         if not num_classes:
-            num_classes = forward(example.to(device)[None]).shape[1]
+            num_classes = forward(example[None]).shape[1]
         workers = max(1, torch.get_num_threads()) if device.type == "cpu" else 1
-        return cls(forward, num_classes, device, batch or default_batch(example, device), workers)
+        return cls(forward, num_classes, device, dtype, batch or default_batch(example, device), workers)
 
     def count(self, x: Tensor, sigma: float, n: int, *, smoothing: Smoothing, key: NoiseKey) -> Tensor:
         """Classes of n noisy copies of one image: counts (num_classes,), int64, on the CPU.
@@ -70,7 +73,8 @@ class Sampler:
             if workers <= 1:
                 return self._count_batches(x, sigma, n, starts, smoothing, key)
             with one_thread_each(workers) as pool:
-                shares = [starts[worker::workers] for worker in range(workers)]
+                bounds = [len(starts) * worker // workers for worker in range(workers + 1)]
+                shares = [starts[low:high] for low, high in pairwise(bounds)]
                 parts = pool.map(lambda share: self._count_batches(x, sigma, n, share, smoothing, key), shares)
                 return torch.stack(list(parts)).sum(0)
 
@@ -80,11 +84,11 @@ class Sampler:
         """Counts of the batches that begin at the given samples."""
         counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=self.device)
         noisy = torch.empty(min(self.batch, n), *x.shape, device=self.device)
-        scratch = torch.empty(BLOCK, *x.shape, device=self.device)
+        noise = NoiseStream(smoothing, key, x.shape, self.device)
         with torch.no_grad():
             for start in starts:
                 batch = noisy[: min(self.batch, n - start)]
-                fill_samples(batch, smoothing, key, start, scratch).mul_(sigma).add_(x)
+                noise.fill(batch, start).mul_(sigma).add_(x)
                 logits = self.forward(batch)
                 classes = logits.argmax(1).masked_fill_(logits.isnan().any(1), self.num_classes)
                 counts += torch.bincount(classes, minlength=self.num_classes + 1)

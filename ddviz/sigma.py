@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage, fill_block
-from ddviz.smoothing import SMOOTHINGS, Smoothing
+from ddviz.smoothing import Smoothing, smoothing_for
 
 _VOTES_AT_ONCE = 256  # noisy images in one pass: bounds the memory of the promises' check
 
@@ -59,7 +59,7 @@ class Solver(ABC):
         x: Tensor,
         sigma_0: float | Tensor,
         *,
-        smoothing: Smoothing = SMOOTHINGS["l2"],
+        smoothing: Smoothing | str = "l2",
         seed: int = 0,
         indices: Sequence[int] | None = None,
     ) -> SigmaPath:
@@ -73,8 +73,13 @@ class Solver(ABC):
         start = torch.as_tensor(sigma_0, dtype=torch.float32, device=x.device).expand(len(x)).detach().clone()
         if not ((start > 0) & torch.isfinite(start)).all():
             raise InputError(f"expected sigma_0 > 0, got {start.min().item():g}.")
+        if start.min() < self.sigma_min or start.max() > self.sigma_max:
+            raise InputError(
+                f"expected sigma_0 inside the bounds {self.sigma_min:g} to {self.sigma_max:g} of the search, "
+                f"got {start.min().item():g} to {start.max().item():g}."
+            )
         indices = range(len(x)) if indices is None else indices
-        search = _Search(network, x.detach(), start, smoothing, seed, indices, self.clamp)
+        search = _Search(network, x.detach(), start, smoothing_for(smoothing), seed, indices, self.clamp)
         with frozen(network), torch.enable_grad():
             kept = self.keep_class or self.keep_radius
             check = search.noise(Stage.CHECK, 0, self.check_samples) if kept else None
@@ -192,6 +197,12 @@ class _Search:
         top = mean.argmax(1, keepdim=True) if anchor is None else anchor[:, None]
         p_b = mean.scatter(1, top, 0).amax(1)
         return self.smoothing.radius(sigma, mean.gather(1, top)[:, 0], p_b, self.clamp)
+
+
+def default_search_batch(example: Tensor, samples: int) -> int:
+    """Images in one pass of the search, so many that samples and gradients fit into a common device's memory."""
+    most = 128 if example.numel() <= 3 * 64 * 64 else 8
+    return max(1, min(most, 4 * most // samples))
 
 
 @contextmanager

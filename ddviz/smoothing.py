@@ -5,12 +5,13 @@ l1, uniform noise on [-lambda, lambda]^d: Yang et al. 2020, arXiv 2002.08118. Th
 package is lambda itself for l1; the standard deviation of that noise is lambda / sqrt(3).
 """
 
-import math
 from typing import Protocol
 
 import torch
 from scipy.special import ndtri
 from torch import Tensor
+
+from ddviz.errors import InputError
 
 
 class Smoothing(Protocol):
@@ -80,6 +81,13 @@ SMOOTHINGS: dict[str, Smoothing] = {"l2": Gaussian(), "l1": Uniform()}
 """Smoothing distributions by the norm of the ball that they certify."""
 
 
-def standard_deviation(smoothing: Smoothing, sigma: float) -> float:
-    """Standard deviation of one pixel's noise at scale `sigma`."""
-    return sigma if smoothing.norm == "l2" else sigma / math.sqrt(3)
+def smoothing_for(norm: str | Smoothing) -> Smoothing:
+    """A smoothing distribution, by the norm it certifies or as it is.
+
+    Raises: InputError for an unknown norm.
+    """
+    if not isinstance(norm, str):
+        return norm
+    if norm not in SMOOTHINGS:
+        raise InputError(f"expected norm to be one of {', '.join(SMOOTHINGS)}, got {norm!r}.")
+    return SMOOTHINGS[norm]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from ddviz.noise import BLOCK, NoiseKey, Stage, _mix32, fill_block, fill_samples
+from ddviz.noise import BLOCK, NoiseKey, NoiseStream, Stage, _mix32, fill_block
 from ddviz.smoothing import SMOOTHINGS
 
 L2 = SMOOTHINGS["l2"]
@@ -15,7 +15,8 @@ KEY = NoiseKey(0, 7, Stage.ESTIMATE)
 
 
 def stream(first: int, count: int, key: NoiseKey = KEY) -> torch.Tensor:
-    return fill_samples(torch.empty(count, 3, 4, 4), L2, key, first, torch.empty(BLOCK, 3, 4, 4))
+    noise = NoiseStream(L2, key, torch.Size((3, 4, 4)), torch.device("cpu"))
+    return noise.fill(torch.empty(count, 3, 4, 4), first)
 
 
 def test_a_sample_is_the_same_whatever_it_is_drawn_with():

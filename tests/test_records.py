@@ -4,7 +4,6 @@ import csv
 import errno
 import math
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +65,9 @@ def test_certified_and_columns():
 
 
 def test_files_of_the_field_read_as_they_are(tmp_path):
-    """Extra columns are left out and absent ones get their defaults; so do files with Windows line ends."""
+    """Extra columns are left out, absent ones get their defaults; empty lines and Windows line ends do no harm."""
     path = tmp_path / "cohen.tsv"
-    path.write_bytes(b"idx\tlabel\tpredict\tradius\tcorrect\ttime\r\n20\t7\t7\t0.0734\t1\t0:00:13.771528\r\n")
+    path.write_bytes(b"idx\tlabel\tpredict\tradius\tcorrect\ttime\r\n\r\n20\t7\t7\t0.0734\t1\t0:00:13.771528\r\n")
     assert repr(read_records(str(path))) == repr([Record(20, 7, 7, 0.0734, 1)])
 
 
@@ -105,14 +104,13 @@ PUBLISHED = {
     [
         (text_of(ROWS).replace("20\t7", "20"), "line 3: expected 5 columns .idx label predict radius correct., got 4"),
         (text_of(ROWS).replace("2.5", "2.5\t9"), "line 5: expected 5 columns .*, got 6"),
-        (text_of(ROWS).replace("20\t", "20.5\t"), "line 3: .*20.5"),
-        (text_of(ROWS).replace("2.5", "much"), "line 5: .*much"),
+        (text_of(ROWS).replace("20\t", "20.5\t"), "line 3, column idx: .*20.5"),
+        (text_of(ROWS).replace("2.5", "much"), "line 5, column radius: .*much"),
         ("idx\tlabel\n0\t3\n", "expected the columns idx label predict radius correct, found idx label"),
         ("0\t3\t3\t0.5\t1\n" * 2, "expected the columns idx label"),
         pytest.param("idx\tlabel\n", "expected the columns", id="wrong header, no rows"),
         pytest.param("", "header|columns", id="empty file"),
         pytest.param(text_of(ROWS).replace("20\t", "\n20.5\t"), "line 4", id="line number after an empty line"),
-        pytest.param(text_of(ROWS).replace("2.5", "much"), "line 5.*radius", id="column of a bad number"),
         pytest.param(text_of(ROWS).replace("2.5", "\udcff"), "file.tsv", id="not UTF-8"),
     ],
 )
@@ -138,7 +136,9 @@ def test_a_log_torn_at_any_byte_continues_to_the_same_file(tmp_path):
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         kept = max(0, whole[:cut].count(b"\n") - 1)
-        assert [int(row["idx"]) for row in read_rows(path)] == [row[0] for row in ROWS[:kept]]
+        if cut:  # a last line that lacks only its end, or a part of its last cell, still counts as read
+            shown = [int(row["idx"]) for row in read_rows(path)]
+            assert shown in ([row[0] for row in ROWS[:kept]], [row[0] for row in ROWS[: kept + 1]])
         with AppendLog(path, HEADER) as log:
             assert path.read_text() == text_of(ROWS[:kept])
             log.append(*ROWS[kept:])
@@ -160,7 +160,9 @@ def test_a_log_is_in_the_file_after_each_append(tmp_path):
 def test_a_log_with_other_columns_is_refused_and_left_alone(tmp_path, torn):
     path = tmp_path / "log.tsv"
     path.write_text(text_of(ROWS) + torn)
-    with pytest.raises(InputError, match=r"(?s)log\.tsv: expected the columns 'idx.*tsigma', found 'idx.*run_root"):
+    with pytest.raises(
+        InputError, match=r"(?s)log\.tsv: expected the columns 'idx.*tsigma.*', found 'idx.*Remove the file"
+    ):
         AppendLog(path, [*HEADER, "sigma"])
     assert path.read_text() == text_of(ROWS) + torn
 
@@ -235,7 +237,7 @@ FULL = OSError(errno.ENOSPC, "full")
         (os, "fsync", FULL, ResourceError, "no space is left"),
         (os, "fsync", OSError(errno.EDQUOT, "quota"), ResourceError, "no space is left"),
         (os, "replace", PermissionError(errno.EACCES, "denied"), ResourceError, "may not be written. Choose another"),
-        (tempfile, "mkstemp", OSError(errno.EROFS, "read-only"), ResourceError, "it may not be written"),
+        (os, "replace", OSError(errno.EROFS, "read-only"), ResourceError, "it may not be written"),
         (os, "replace", OSError(errno.EIO, "broken"), ResourceError, "broken"),
         (os, "fsync", KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
     ],

@@ -1,5 +1,7 @@
 """The engine: the same counts for every batch size and worker, in bounded memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from ddviz.noise import NoiseKey, Stage
 from ddviz.sampling import Sampler, one_thread_each
 from ddviz.smoothing import SMOOTHINGS
 
+CPU = torch.device("cpu")
 KEY = NoiseKey(0, 11, Stage.ESTIMATE)
 
 
@@ -21,9 +24,7 @@ def digits() -> tuple[nn.Module, Tensor]:
 def test_counts_do_not_depend_on_batch_size_or_workers(digits, smoothing):
     network, pixels = digits
     counts = [
-        Sampler(sampler.forward, 10, sampler.device, batch, workers).count(
-            pixels, 0.6, 1_000, smoothing=smoothing, key=KEY
-        )
+        replace(sampler, batch=batch, workers=workers).count(pixels, 0.6, 1_000, smoothing=smoothing, key=KEY)
         for sampler in [Sampler.prepare(network, pixels)]
         for batch, workers in [(1000, 1), (64, 1), (64, 2), (7, 3), (100, 2), (2000, 1)]
     ]
@@ -61,13 +62,13 @@ class Spy(nn.Module):
 
 def test_no_batch_exceeds_the_asked_one_however_many_samples(x):
     spy = Spy()
-    Sampler(spy, 2, torch.device("cpu"), 96, 1).count(x, 0.1, 10_000, smoothing=SMOOTHINGS["l2"], key=KEY)
+    Sampler(spy, 2, CPU, "float32", 96).count(x, 0.1, 10_000, smoothing=SMOOTHINGS["l2"], key=KEY)
     assert max(spy.sizes) == 96 and sum(spy.sizes) == 10_000
 
 
 def test_the_image_is_not_changed(x):
     before = x.clone()
-    Sampler(Spy(), 2, torch.device("cpu"), 64, 1).count(x, 0.5, 200, smoothing=SMOOTHINGS["l2"], key=KEY)
+    Sampler(Spy(), 2, CPU, "float32", 64).count(x, 0.5, 200, smoothing=SMOOTHINGS["l2"], key=KEY)
     assert torch.equal(x, before)
 
 
