@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ddviz.certify import largest_p_lower
-from ddviz.datasets import DATASETS
+from ddviz.datasets import DATASETS, user_path
 from ddviz.errors import InputError
 from ddviz.models import NORMALIZATIONS
 from ddviz.networks import ARCHITECTURES
@@ -151,7 +151,7 @@ class RunConfig:
             if getattr(self, name) not in allowed:
                 shown = ", ".join(choice or '""' for choice in allowed)
                 raise InputError(f"expected {name} to be one of {shown}, got {getattr(self, name)!r}.")
-        if self.dataset not in DATASETS and not Path(self.dataset).expanduser().is_dir():
+        if self.dataset not in DATASETS and not user_path(self.dataset).is_dir():
             near = difflib.get_close_matches(self.dataset, DATASETS, 1)
             raise InputError(
                 f"expected dataset to be one of {', '.join(DATASETS)}, or a folder of class folders, got "

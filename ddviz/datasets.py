@@ -55,17 +55,17 @@ class ImageSet:
         """
         images = [self.image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
-            if image.shape != images[0].shape:
-                raise InputError(different_sizes(images[0].shape, image.shape, index))
+            check_size(image, index, images[0].shape, indices[0])
         return torch.stack(images)
 
 
-def different_sizes(expected: torch.Size, got: torch.Size, index: int) -> str:
-    """The message for an image that is not of the size of the others."""
-    return (
-        f"expected images of one size, got {tuple(expected)} and {tuple(got)} (image {index}). "
-        "Set image_size to resize and crop them all."
-    )
+def check_size(image: Tensor, index: int, shape: torch.Size, first: int) -> None:
+    """Raise an InputError where an image has not the shape of the first one."""
+    if image.shape != shape:
+        raise InputError(
+            f"expected images of one size, got {tuple(shape)} (image {first}) and {tuple(image.shape)} "
+            f"(image {index}). Set image_size to resize and crop them all."
+        )
 
 
 def checked_image(x: Tensor, what: str) -> Tensor:
@@ -74,6 +74,8 @@ def checked_image(x: Tensor, what: str) -> Tensor:
         raise InputError(f"expected {what} to be (channels, height, width), got shape {tuple(x.shape)}.")
     if not x.is_floating_point():
         raise InputError(f"expected {what} as float pixels in [0, 1], got {x.dtype}. Divide 8-bit pixels by 255.")
+    if not x.numel():
+        raise InputError(f"expected {what} to have pixels, got shape {tuple(x.shape)}.")
     if not torch.isfinite(x).all():
         raise InputError(f"expected pixels in [0, 1], got NaN or infinity in {what}. Repair that image.")
     low, high = x.min().item(), x.max().item()
@@ -84,6 +86,14 @@ def checked_image(x: Tensor, what: str) -> Tensor:
             "network normalises, after the noise is added."
         )
     return x
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it: ~ is a home folder, where there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def default_data_root() -> Path:
@@ -111,7 +121,7 @@ def load(
 
     Raises: InputError for an unknown name or missing data: what was looked for, where, how to get it.
     """
-    root = Path(data_root).expanduser() if data_root else default_data_root()
+    root = user_path(data_root) if data_root else default_data_root()
     if split not in SPLITS:
         raise InputError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}.")
     if skip < 1 or max_images < 0 or image_size < 0:
@@ -122,8 +132,7 @@ def load(
         if image_size:
             raise InputError(f"image_size is for folders of images; {name} has a size of its own. Leave it out.")
         whole = DATASETS[name](root, split, download)
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
+    elif (folder := user_path(name)).is_dir():
         whole = from_folder(folder, name=folder.resolve().name, resize=image_size, crop=image_size)
     else:
         raise InputError(
@@ -153,7 +162,7 @@ def from_folder(folder: Path, *, name: str, resize: int = 0, crop: int = 0, clas
             f"expected {folder}/<class>/<image> ({kinds}), found {len(found)} class folders with no image."
         )
     paths = [path for path, _ in files]
-    grey = not classes and read_image(paths[0], mode="").shape[0] == 1
+    grey = not classes and read_image(paths[0], mode="").shape[:1] == (1,)
     return ImageSet(
         name=name,
         classes=tuple(found),
@@ -173,25 +182,27 @@ def read_image(path: Path, *, mode: str = "RGB", resize: int = 0, crop: int = 0)
     Raises: InputError for a file that is no image.
     """
     try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False)).float()
-        with Image.open(path) as file:
-            image: Any = _eight_bit(file)
-            image = image.convert(mode or ("L" if image.mode in ("1", "L", "LA") else "RGB"))
-            if resize:
-                image = transforms.resize(image, [resize])
-            if crop:
-                image = transforms.center_crop(image, [crop])
-            return transforms.to_tensor(image)
-    except (EOFError, OSError, ValueError) as error:
+        image: Any = _opened(path, mode)
+        if resize:
+            image = transforms.resize(image, [resize])
+        if crop:
+            image = transforms.center_crop(image, [crop])
+        return image if isinstance(image, Tensor) else transforms.to_tensor(image)
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise InputError(f"cannot read the image {path}: {error}. Replace or remove it.") from error
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, which PIL's own conversion would saturate."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
+def _opened(path: Path, mode: str) -> Image.Image | Tensor:
+    """An 8-bit image in the wanted mode, or float pixels as they stand in the file."""
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    with Image.open(path) as file:
+        image = file
+        if file.mode == "F":
+            return torch.from_numpy(np.array(file)).expand(3 if mode == "RGB" else 1, -1, -1)
+        if file.mode.startswith("I"):  # 16-bit grey, which PIL's own conversion would saturate
+            image = Image.fromarray((np.asarray(file, dtype=np.uint32) >> 8).astype(np.uint8))
+        return image.convert(mode or ("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
 
 def _digits(_root: Path, split: str, _download: bool) -> ImageSet:
@@ -226,7 +237,7 @@ def _cifar10(root: Path, split: str, download: bool) -> ImageSet:
             f"python -c \"import ddviz; ddviz.datasets.load('cifar10', data_root='{root}', download=True)\""
         )
     try:
-        data = CIFAR10(archive or root / "cifar10", train=split == "train", download=archive is None)
+        data = CIFAR10(archive or root / "cifar10", train=split == "train", download=download)
     except (OSError, RuntimeError) as error:
         raise InputError(f"cifar10 could not be read or fetched at {archive or root / 'cifar10'}: {error}") from error
     return ImageSet(

@@ -95,7 +95,7 @@ class _Bench:
         """<data set>-<model>-<norm>-<scale>-<method> in run_root."""
         config = self.config
         name = f"{self.images.name}-{self.base.name}-{config.norm}-{config.sigma:g}-{method}"
-        return RunFolder(Path(config.run_root).expanduser() / name)
+        return RunFolder(datasets.user_path(config.run_root) / name)
 
     def identity(self, method: str) -> dict[str, object]:
         """Everything that decides the records of a method, choices of the package resolved."""
@@ -114,8 +114,7 @@ class _Bench:
     def image(self, index: int) -> Tensor:
         """Pixels of one image, of the size of all."""
         image = self.images.image(index)
-        if image.shape != self.shape:
-            raise InputError(datasets.different_sizes(self.shape, image.shape, index))
+        datasets.check_size(image, index, self.shape, self.images.indices[0])
         return image
 
 
@@ -266,9 +265,8 @@ def _finish(bench: _Bench, method: str, folder: RunFolder) -> Run:
     A run of fewer images than the folder holds is given its part; the file keeps them all.
     """
     certificates, hashes = folder.read_certificates()
-    records, answers = certificates, []
-    if method != "fixed":
-        records, answers = replay(_with_pixels(bench, certificates, hashes, folder), bench.config.norm)
+    pairs = _with_pixels(bench, certificates, hashes, folder)
+    records, answers = ([record for _, record in pairs], []) if method == "fixed" else replay(pairs, bench.config.norm)
     write_records(folder.records, records)
     wanted = set(bench.images.indices)
     return Run(

@@ -14,7 +14,7 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER
 
 # Lowest first: a module imports only from those before it. A new module takes its place here.
 FLOORS = """
-    errors smoothing noise networks datasets models records
+    errors smoothing noise networks datasets models records runfolder
     inference sampling sigma analysis
     certify memory training plots
     config experiment

@@ -126,9 +126,9 @@ LAYOUTS: dict[str, tuple[str, Callable[[], object], str]] = {
 
 @pytest.mark.parametrize(("arch", "make", "normalize"), LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_checkpoints_of_the_field_give_the_logits_of_a_network_written_out(arch, make, normalize, tmp_path):
-    torch.save(make(), tmp_path / "checkpoint.pth")
-    base = models.load("cifar10", checkpoint=tmp_path / "checkpoint.pth")
-    assert (base.arch, base.normalize, base.name) == (arch, normalize, "checkpoint")
+    torch.save(make(), tmp_path / "best-0.25.pth")
+    base = models.load("cifar10", checkpoint=tmp_path / "best-0.25.pth")
+    assert (base.arch, base.normalize, base.name) == (arch, normalize, "best-0.25")
     expected = written_out(state_of(arch), normalized(X, normalize))
     assert expected.std() > 0.05  # the logits tell images and classes apart
     torch.testing.assert_close(logits(base), expected, rtol=1e-4, atol=1e-5)
@@ -165,6 +165,20 @@ def test_settings_that_do_not_fit_are_named(settings, message, tmp_path):
         models.load("digits", checkpoint=tmp_path / "c.pth", **settings)
     with pytest.raises(InputError, match=message):
         from_checkpoint(tmp_path / "c.pth", **settings)
+
+
+@pytest.mark.parametrize("settings", [{"arch": "cifar_resnet20"}, {"normalize": "none"}])
+@pytest.mark.parametrize("dataset", ["digits", "imagenet"])
+def test_settings_of_a_checkpoint_without_a_checkpoint_are_refused(dataset, settings):
+    with pytest.raises(InputError, match="describe a checkpoint, and none is named"):
+        models.load(dataset, **settings)
+
+
+def test_a_checkpoint_that_is_called_as_all_others_is_known_by_its_folder(tmp_path):
+    path = tmp_path / "noise_0.25" / "checkpoint.pth.tar"
+    path.parent.mkdir()
+    torch.save(SMALL, path)
+    assert from_checkpoint(path).name == "noise_0.25-checkpoint"
 
 
 def test_an_unknown_normalisation_in_the_metadata_is_named(tmp_path):
@@ -295,6 +309,7 @@ def test_the_digits_networks_know_their_digits(sigma, level, accuracy, digits):
         ("shape", r"cannot take images of shape \(597, 3, 8, 8\): .* Is it meant for this data set"),
         ("nan", "returns NaN or infinity for clean images"),
         ("tuple", r"logits of shape \(597, 10\), got tuple"),
+        ("neighbours", "answers an image differently when others stand beside it"),
         ("one image", r"logits of shape \(597, 10\), got \(1, 10\)"),
     ],
 )
@@ -308,7 +323,9 @@ def test_self_test_names_the_usual_mistakes(breakage, message, digits):
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> object:
             out = inner(x)
-            return {"softmax": out.softmax(1), "tuple": (out, x), "one image": out[:1]}.get(breakage, out)
+            relative = out - out.mean(0)
+            faults = {"softmax": out.softmax(1), "tuple": (out, x), "one image": out[:1], "neighbours": relative}
+            return faults.get(breakage, out)
 
     broken = replace(base, network=Broken())
     images = x.expand(-1, 3, -1, -1) if breakage == "shape" else x
@@ -357,12 +374,17 @@ def test_self_test_finds_the_missing_normalisation(trained, given, level, values
         self_test(based(network, given), x, labels, 2)
 
 
-@pytest.mark.parametrize("before", [(), (IMAGENET,), (IMAGENET, nn.Conv2d(3, 3, 1))], ids=len)
-def test_self_test_leaves_a_users_own_network_as_it_is(before):
-    own = nn.Sequential(*before, *bluer_than(0.0 if before else 0.4)).train()
-    if len(before) == 2:
-        before[1].weight.data, before[1].bias.data = torch.eye(3)[:, :, None, None], torch.zeros(3)
-    self_test(BaseClassifier(own, "own", "", "as given"), blues(0.38, 0.39, 0.43), torch.tensor([0, 0, 1]), 2)
+@pytest.mark.parametrize("kind", ["plain", "in place", "normalized", "normalized, several layers"])
+def test_self_test_leaves_a_users_own_network_and_images_as_they_are(kind):
+    identity = nn.Conv2d(3, 3, 1)
+    identity.weight.data, identity.bias = torch.eye(3)[:, :, None, None], None
+    before = {"in place": [nn.Hardtanh(0.0, 0.42, inplace=True)], "normalized": [IMAGENET]}.get(kind, [])
+    if kind.endswith("layers"):
+        before = [IMAGENET, identity]
+    own = nn.Sequential(*before, *bluer_than(0.0 if IMAGENET in before else 0.4)).train()
+    x = blues(0.38, 0.39, 0.43)
+    self_test(BaseClassifier(own, "own", "", "as given"), x, torch.tensor([0, 0, 1]), 2)
+    assert torch.equal(x, blues(0.38, 0.39, 0.43))
     assert all(module.training for module in own.modules())
 
 

@@ -43,7 +43,7 @@ def test_all_figures_and_tables_are_stored(executed):
     for figure in outputs(executed, PLOTLY)[:3]:
         assert figure["data"] and all(figure["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis"))
     tables = outputs(executed, "text/markdown")
-    assert len(tables) == 4 and sum("| **fixed** |" in table for table in tables) == 3
+    assert len(tables) == 4 and sum("| **data-dependent** |" in table for table in tables) == 3
     assert len(json.dumps(executed)) < 1_000_000
 
 
