@@ -230,8 +230,8 @@ def _name(path: Path) -> str:
 def _names_code(name: str) -> bool:
     """Whether a refused name is one that a pickle would run, and not the first half of one in a truncated file."""
     module, _, attribute = name.rpartition(".")
-    loaded = sys.modules.get(module)
-    return bool(module and attribute) and (loaded is None or hasattr(loaded, attribute))
+    loaded = sys.modules.get(module or "builtins")
+    return bool(attribute) and (loaded is None or hasattr(loaded, attribute))
 
 
 def _first_line(error: Exception) -> str:

@@ -218,11 +218,12 @@ def test_sizes_that_differ_ask_for_image_size_which_resizes_and_crops(tmp_path):
     assert torch.equal(resized.image(0), as_pixels(np.array(expected)))
 
 
-def test_image_size_holds_for_arrays_too(tmp_path):
-    put(tmp_path / "pets/cat/a.npy", np.full((3, 12, 10), 0.5))
-    put(tmp_path / "pets/cat/b.npy", np.full((3, 10, 12), 0.5))
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_image_size_holds_for_arrays_too_and_keeps_them_in_range(value, tmp_path):
+    put(tmp_path / "pets/cat/a.npy", np.full((3, 13, 10), value))
+    put(tmp_path / "pets/cat/b.npy", np.full((3, 10, 13), value))
     data = load(str(tmp_path / "pets"), image_size=8)
-    torch.testing.assert_close(data.images([0, 1]), torch.full((2, 3, 8, 8), 0.5))
+    torch.testing.assert_close(data.images([0, 1]), torch.full((2, 3, 8, 8), value))
 
 
 @pytest.mark.parametrize(("made", "found"), [((), 0), (("cat", "dog"), 2)])

@@ -118,7 +118,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[], object], str]] = {
     "ddrs": ("ddrs_resnet18", lambda: {"state_dict": state_of("ddrs_resnet18"), "epoch": 90}, "cifar10"),
     "kuangliu": ("cifar_resnet18", kuangliu, "cifar10"),
     "wrapper": ("cifar_resnet20", lambda: {"state_dict": prefixed("cifar_resnet20", "model.module.")}, "cifar10"),
-    "compiled": ("cifar_resnet20", lambda: prefixed("cifar_resnet20", "_orig_mod."), "cifar10"),
+    "compiled": ("cifar_resnet20", lambda: {"net": prefixed("cifar_resnet20", "1._orig_mod.")}, "cifar10"),
     "plain": ("cifar_resnet20", lambda: state_of("cifar_resnet20"), "cifar10"),
     "args": ("cifar_resnet20", lambda: cohen("cifar_resnet20") | {"args": argparse.Namespace(gpu=None)}, "cifar10"),
 }
@@ -461,7 +461,7 @@ def test_imagenet_default_is_torchvisions_resnet50_with_a_note_on_noise(hub, ima
 
 @pytest.mark.parametrize(
     "outcome",
-    [URLError("no route"), TimeoutError("slow"), RuntimeError("invalid hash value"), b"PK\x03\x04 half"],
+    [URLError("no route"), TimeoutError("slow"), RuntimeError("invalid hash value"), b"PK\x03\x04 half", b""],
     ids=str,
 )
 def test_imagenet_offline_says_what_to_fetch_and_where_to_put_it(outcome, hub, published, monkeypatch):
