@@ -99,7 +99,7 @@ def user_path(text: str | Path) -> Path:
 def default_data_root() -> Path:
     """The folder named by DDVIZ_DATA, else ddviz in the user's cache folder."""
     if root := os.environ.get("DDVIZ_DATA"):
-        return Path(root)
+        return user_path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddviz"
 
 
@@ -132,7 +132,7 @@ def load(
         if image_size:
             raise InputError(f"image_size is for folders of images; {name} has a size of its own. Leave it out.")
         whole = DATASETS[name](root, split, download)
-    elif (folder := user_path(name)).is_dir():
+    elif name and (folder := user_path(name)).is_dir():
         whole = from_folder(folder, name=folder.resolve().name, resize=image_size, crop=image_size)
     else:
         raise InputError(
@@ -155,7 +155,7 @@ def from_folder(folder: Path, *, name: str, resize: int = 0, crop: int = 0, clas
             f"expected the class folders {', '.join(classes)} in {folder}, found {', '.join(found) or 'none'}."
         )
     files = [(path, label) for label, cls in enumerate(found) for path in sorted((folder / cls).iterdir())]
-    files = [(path, label) for path, label in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = [(path, label) for path, label in files if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     if not files:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(
@@ -184,7 +184,10 @@ def read_image(path: Path, *, mode: str = "RGB", resize: int = 0, crop: int = 0)
     try:
         image: Any = _opened(path, mode)
         if resize:
+            low_high = torch.aminmax(image) if isinstance(image, Tensor) else None
             image = transforms.resize(image, [resize])
+            if low_high:  # interpolation overshoots by a rounding
+                image = image.clamp(*low_high)
         if crop:
             image = transforms.center_crop(image, [crop])
         return image if isinstance(image, Tensor) else transforms.to_tensor(image)

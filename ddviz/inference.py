@@ -78,6 +78,8 @@ def _first_convolution(graph: nn.Module) -> nn.Conv2d | None:
     if len(users) != 1 or users[0].op != "call_module":
         return None
     module = graph.get_submodule(str(users[0].target))
+    if sum(node.target == users[0].target for node in graph.graph.nodes) > 1:
+        return None
     return module if isinstance(module, nn.Conv2d) and module.groups == 1 else None
 
 

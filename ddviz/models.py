@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ddviz.datasets import user_path
-from ddviz.errors import InputError
+from ddviz.errors import InputError, explained_memory_errors
 from ddviz.networks import ARCHITECTURES, MEAN_STD, Normalize
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -164,8 +164,10 @@ def checked_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tens
             )
     was_training = network.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), explained_memory_errors("a self-test of", len(images)):
             outputs = network.eval()(images.clone())  # a network may work in place
+    except InputError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
             f"the network cannot take images of shape {tuple(images.shape)}: {error}. Is it meant for this data set?"
@@ -329,7 +331,7 @@ def _torchvision_resnet50() -> BaseClassifier:
     weights = ResNet50_Weights.IMAGENET1K_V1
     try:
         network = resnet50(weights=weights)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(
             f"torchvision's ResNet-50 could not be fetched from {weights.url} ({error}). Download that "
             "file and pass its path as "
