@@ -1,0 +1,42 @@
+"""The README's numbers come from record files, its example runs, and its commands name what exists."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import ddviz
+from ddviz import analysis
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+METHODS = {"fixed": "fixed", "ds": "data-dependent"}
+
+
+@pytest.mark.parametrize("sigma", ["0.12", "0.25"])
+def test_tables_are_those_of_the_record_files(sigma):
+    folder = ROOT / "notebooks" / "results" / "digits"
+    name = f"digits-digits_cnn_sigma{sigma}-l2-{sigma}"
+    runs = {shown: ddviz.read_records(folder / f"{name}-{short}" / "records.tsv") for short, shown in METHODS.items()}
+    table = analysis.summary_table(runs, analysis.nice_radii(list(runs.values())), unit="l2")
+    assert table.split("\n\n")[1] in README
+
+
+def test_the_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    namespace: dict[str, object] = {}
+    exec(example, namespace)
+    certificate, answer = namespace["certificate"], namespace["answer"]
+    assert isinstance(certificate, ddviz.Certificate) and certificate.radius > 0.12
+    assert answer == ddviz.Answer(certificate.predict, certificate.radius, "new")
+
+
+def test_every_parameter_that_is_named_exists():
+    named = set(re.findall(r"-p (\w+) ", README))
+    assert len(named) > 8 and named <= {field.name for field in fields(ddviz.RunConfig)}
+
+
+def test_every_file_that_is_named_exists():
+    for path in re.findall(r"(?:notebooks|tests)/[\w/.]+\w", README):
+        assert (ROOT / path).exists(), path
