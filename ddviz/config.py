@@ -183,9 +183,8 @@ class RunConfig:
         if (bound := largest_p_lower(self.n, self.alpha)) < _USEFUL_P:
             enough = math.ceil(math.log(self.alpha) / math.log(_USEFUL_P))
             raise InputError(
-                f"expected n >= {enough} samples, got {self.n}: too few to certify anything, since even if "
-                "all agree they bound "
-                f"p_A only by {bound:.3f} at alpha={self.alpha:g}. The field uses n=100000."
+                f"expected n >= {enough} samples, got {self.n}: too few to certify anything, since even if all agree "
+                f"they bound p_A only by {bound:.3f} at alpha={self.alpha:g}. The field uses n=100000."
             )
         if self.solver == "grid" and self.samples > 2 * self.iterations:
             raise InputError(

@@ -63,8 +63,8 @@ def check_size(image: Tensor, index: int, shape: torch.Size, first: int) -> None
     """Raise an InputError where an image has not the shape of the first one."""
     if image.shape != shape:
         raise InputError(
-            f"expected images of one size, got {tuple(shape)} (image {first}) and {tuple(image.shape)} "
-            f"(image {index}). Set image_size to resize and crop them all."
+            f"expected images of one size, got {tuple(shape)} (image {first}) and {tuple(image.shape)} (image "
+            f"{index}). Set image_size to resize and crop them all."
         )
 
 
@@ -82,8 +82,7 @@ def checked_image(x: Tensor, what: str) -> Tensor:
     if low < 0 or high > 1:
         raise InputError(
             f"expected pixels in [0, 1], got {low:.3g} to {high:.3g} in {what}. Give pixels before any "
-            "normalisation: the "
-            "network normalises, after the noise is added."
+            "normalisation: the network normalises, after the noise is added."
         )
     return x
 
@@ -234,10 +233,10 @@ def _cifar10(root: Path, split: str, download: bool) -> ImageSet:
     archive = next((base for base in (root / "cifar10", root) if (base / CIFAR10.base_folder).is_dir()), None)
     if archive is None and not download:
         raise InputError(
-            f"cifar10 was not found: looked for {CIFAR10.base_folder}/ (torchvision's archive, unpacked) "
-            f"and {split}/<class>/ "
-            f"in {root / 'cifar10'} and {root}. Set data_root or DDVIZ_DATA to where it lies, or fetch it (170 MB): "
-            f"python -c \"import ddviz; ddviz.datasets.load('cifar10', data_root='{root}', download=True)\""
+            f"cifar10 was not found: looked for {CIFAR10.base_folder}/ (torchvision's archive, unpacked) and "
+            f"{split}/<class>/ in {root / 'cifar10'} and {root}. Set data_root or DDVIZ_DATA to where it lies, or "
+            f"fetch it (170 MB): python -c \"import ddviz; ddviz.datasets.load('cifar10', data_root='{root}', "
+            'download=True)"'
         )
     try:
         data = CIFAR10(archive or root / "cifar10", train=split == "train", download=download)
@@ -259,17 +258,16 @@ def _imagenet(root: Path, split: str, _download: bool) -> ImageSet:
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise InputError(
-            f"imagenet was not found: looked for {part}/<wnid>/*.JPEG in {root / 'imagenet'} and {root}. "
-            "ImageNet must be "
-            "requested at image-net.org (ILSVRC 2012); sort the validation images into one folder per wnid, and set "
-            "data_root or DDVIZ_DATA to the folder that holds it."
+            f"imagenet was not found: looked for {part}/<wnid>/*.JPEG in {root / 'imagenet'} and {root}. ImageNet "
+            "must be requested at image-net.org (ILSVRC 2012); sort the validation images into one folder per wnid, "
+            "and set data_root or DDVIZ_DATA to the folder that holds it."
         )
     images = from_folder(folder, name="imagenet", resize=256, crop=224)
     if len(images.classes) != 1000:
         raise InputError(
-            f"expected 1000 wnid folders in {folder}, found {len(images.classes)}: label numbers are "
-            "places in the sorted "
-            "list of all wnids. Add the missing folders (they may be empty), or pass the folder's path as dataset."
+            f"expected 1000 wnid folders in {folder}, found {len(images.classes)}: label numbers are places in the "
+            "sorted list of all wnids. Add the missing folders (they may be empty), or pass the folder's path as "
+            "dataset."
         )
     return images
 

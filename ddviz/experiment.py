@@ -90,6 +90,7 @@ class _Bench:
     shape: torch.Size
     search_batch: int
     images_hash: str
+    model_hash: str
 
     def folder(self, method: str) -> RunFolder:
         """<data set>-<model>-<norm>-<scale>-<method> in run_root."""
@@ -103,7 +104,7 @@ class _Bench:
             "dataset": self.images.name,
             "images": self.images_hash,
             "checkpoint": self.base.name,
-            "model": self.base.digest,
+            "model": self.model_hash,
             "method": method,
             "device": self.sampler.device.type,
             "dtype": self.sampler.dtype,
@@ -151,7 +152,7 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
             sigma=config.sigma,
         )
     else:
-        base = BaseClassifier(network, type(network).__name__, arch="", normalize="as given")
+        base = BaseClassifier(network, type(network).__name__, arch="own", normalize="as given")
     cuda = config.device == "auto" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else config.device.replace("auto", "cpu"))
     on_device = copy.deepcopy(base.network).to(device).eval()
@@ -159,6 +160,8 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
     pixels = images.images([images.indices[0], *probes])
     labels = torch.tensor([int(images.labels[index]) for index in (images.indices[0], *probes)])
     models.self_test(replace(base, network=on_device), pixels.to(device), labels.to(device), len(images.classes))
+    with torch.no_grad():  # a module of the user's may hold more than its parameters tell
+        answers = on_device(pixels.to(device)).argmax(1).tolist() if base.arch == "own" else []
     with explained_memory_errors("batch", config.batch):
         sampler = Sampler.prepare(
             on_device,
@@ -176,8 +179,13 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
         sampler=sampler,
         shape=pixels[0].shape,
         search_batch=config.search_batch or default_search_batch(pixels[0], config.samples),
-        images_hash=hashlib.sha256(repr((images.classes, list(map(int, images.labels)))).encode()).hexdigest()[:16],
+        images_hash=_hash(images.classes, list(map(int, images.labels))),
+        model_hash=_hash(base.digest, answers),
     )
+
+
+def _hash(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _run_method(bench: _Bench, method: str) -> Run:
@@ -288,9 +296,8 @@ def _with_pixels(
         image = bench.image(record.idx)
         if pixel_hash(image) != hashes[record.idx]:
             raise InputError(
-                f"image {record.idx} of {bench.images.name} is not the one that was certified in "
-                f"{folder.path}: the file "
-                "changed since. Put it back, or choose another run_root, or remove the folder."
+                f"image {record.idx} of {bench.images.name} is not the one that was certified in {folder.path}: the "
+                "file changed since. Put it back, or choose another run_root, or remove the folder."
             )
         yield image, record
 

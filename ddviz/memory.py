@@ -111,8 +111,9 @@ class Memory:
         square = float(np.dot(point.astype(np.float64), point.astype(np.float64)))
         with np.errstate(over="ignore", invalid="ignore"):
             squared = squares + square - 2 * (stored @ point).astype(np.float64)
-            rounding = 4 * (point.size + 8) * float(np.finfo(point.dtype).eps) * np.sqrt(squares * square)
-            rounding += 4 * (point.size + 8) * 2.0**-52 * (squares + square)
+            terms, kind = 4 * (point.size + 8), np.finfo(point.dtype)
+            rounding = terms * (float(kind.eps) * np.sqrt(squares * square) + 2.0**-52 * (squares + square))
+            rounding += terms * float(kind.smallest_subnormal)
             far = squared - rounding > (np.array(self._radii) + radius) ** 2 * (1 + 1e-12)
         return np.flatnonzero(~far)  # NaN is not far
 
@@ -141,8 +142,8 @@ class Memory:
             raise InputError(f"expected a radius that is finite and not negative, got {radius}.")
         if len(self) and (point.size != self._points.shape[1] or point.dtype != self._points.dtype):
             raise InputError(
-                f"expected inputs of {self._points.shape[1]} numbers in {self._points.dtype}, as those stored, "
-                f"got {point.size} in {point.dtype}."
+                f"expected inputs of {self._points.shape[1]} numbers in {self._points.dtype}, as those stored, got "
+                f"{point.size} in {point.dtype}."
             )
         return point
 

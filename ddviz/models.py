@@ -83,8 +83,7 @@ def load(
         return _torchvision_resnet50()
     raise InputError(
         f"there is no default network for {dataset!r}. Name one with checkpoint=FILE: a checkpoint of "
-        "locuslab/smoothing, "
-        "smoothing-adversarial, MACER or DDRS, a state dict, or a .safetensors file."
+        "locuslab/smoothing, smoothing-adversarial, MACER or DDRS, a state dict, or a .safetensors file."
     )
 
 
@@ -130,8 +129,8 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
     if (alone - beside).abs().max() > 0.05 * logits.abs().max():
         raise InputError(
             "the network answers an image differently when others stand beside it, or by chance: it is no function "
-            "of the image, and nothing can be certified. In eval mode, use BatchNorm's running statistics "
-            "and no dropout."
+            "of the image, and nothing can be certified. In eval mode, use BatchNorm's running statistics and no "
+            "dropout."
         )
     inner = network
     if isinstance(inner, nn.Sequential) and isinstance(next(iter(inner), None), Normalize):
@@ -149,9 +148,8 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
     if best and rivals[best] > accuracy + 0.25:
         raise InputError(
             f"{base.name} classifies {accuracy:.0%} of {len(images)} clean images correctly with "
-            f"normalize={base.normalize} and {rivals[best]:.0%} with normalize={best}: it seems to have "
-            "been trained with "
-            f"that. Set normalize={best}; in Python, put ddviz.networks.Normalize in front of the network."
+            f"normalize={base.normalize} and {rivals[best]:.0%} with normalize={best}: it seems to have been trained "
+            f"with that. Set normalize={best}; in Python, put ddviz.networks.Normalize in front of the network."
         )
 
 
@@ -179,8 +177,8 @@ def checked_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tens
         raise InputError(f"expected the network to return logits of shape ({len(images)}, {num_classes}), got {got}.")
     if outputs.shape[1] != num_classes:
         raise InputError(
-            f"expected {num_classes} classes (those of the data set), got a network with {outputs.shape[1]}. "
-            "Use the checkpoint of this data set."
+            f"expected {num_classes} classes (those of the data set), got a network with {outputs.shape[1]}. Use the "
+            "checkpoint of this data set."
         )
     if not torch.isfinite(outputs).all():
         raise InputError("the network returns NaN or infinity for clean images: its weights seem damaged. Load others.")
@@ -188,9 +186,8 @@ def checked_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tens
         outputs.sum(1), torch.ones(len(outputs), device=outputs.device), atol=1e-3
     ):
         raise InputError(
-            "the network ends in a softmax: its outputs are probabilities, and ddviz applies the softmax "
-            "itself, once. Remove "
-            "the layer, or wrap the network: ddviz.FromProbabilities(network)."
+            "the network ends in a softmax: its outputs are probabilities, and ddviz applies the softmax itself, "
+            "once. Remove the layer, or wrap the network: ddviz.FromProbabilities(network)."
         )
     return outputs
 
@@ -211,9 +208,8 @@ def _read(path: Path) -> tuple[dict, dict[str, str]]:
         name = str(error).partition("GLOBAL ")[2].split(" ", 1)[0]
         if _names_code(name):
             raise InputError(
-                f"{path} holds more than weights ({name}), which could run code when it is loaded. On a "
-                "machine that trusts "
-                "the file, save its state_dict alone (torch.save or safetensors) and load that."
+                f"{path} holds more than weights ({name}), which could run code when it is loaded. On a machine that "
+                "trusts the file, save its state_dict alone (torch.save or safetensors) and load that."
             ) from None
         raise InputError(f"{path} is truncated or is no checkpoint ({_first_line(error)}). Fetch it again.") from error
     except Exception as error:  # a damaged file can lead its reader anywhere
@@ -271,9 +267,9 @@ def _match(state: dict[str, Tensor], arch: str, path: Path) -> tuple[str, str, d
     prefix = next((key.removesuffix(first) for key in state if key == first or key.endswith("." + first)), None)
     if prefix is None:
         raise InputError(
-            f"{path}: no last layer called fc or linear among {', '.join(list(state)[:3])} ...: none of "
-            "the known architectures "
-            f"({', '.join(ARCHITECTURES)}). In Python, build the network yourself and pass it instead of a checkpoint."
+            f"{path}: no last layer called fc or linear among {', '.join(list(state)[:3])} ...: none of the known "
+            f"architectures ({', '.join(ARCHITECTURES)}). In Python, build the network yourself and pass it instead "
+            "of a checkpoint."
         )
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     shapes = {key: tuple(value.shape) for key, value in state.items()}
@@ -294,9 +290,8 @@ def _match(state: dict[str, Tensor], arch: str, path: Path) -> tuple[str, str, d
         if keys
     )
     raise InputError(
-        f"{path} does not fit {nearest}{'' if expected else ', the nearest known architecture'}: "
-        f"parameters {found}. Known: "
-        f"{', '.join(ARCHITECTURES)}. In Python, any nn.Module can be passed instead of a checkpoint."
+        f"{path} does not fit {nearest}{'' if expected else ', the nearest known architecture'}: parameters {found}. "
+        f"Known: {', '.join(ARCHITECTURES)}. In Python, any nn.Module can be passed instead of a checkpoint."
     )
 
 
@@ -333,13 +328,12 @@ def _torchvision_resnet50() -> BaseClassifier:
         network = resnet50(weights=weights)
     except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"torchvision's ResNet-50 could not be fetched from {weights.url} ({error}). Download that "
-            "file and pass its path as "
-            f"checkpoint, or put it into {torch.hub.get_dir()}/checkpoints/."
+            f"torchvision's ResNet-50 could not be fetched from {weights.url} ({error}). Download that file and pass "
+            f"its path as checkpoint, or put it into {torch.hub.get_dir()}/checkpoints/."
         ) from error
     note = (
-        "torchvision's ResNet-50 was not trained with noise: expect it to abstain on most images. "
-        "Name a noise-trained network with checkpoint for radii worth having."
+        "torchvision's ResNet-50 was not trained with noise: expect it to abstain on most images. Name a "
+        "noise-trained network with checkpoint for radii worth having."
     )
     return BaseClassifier(
         _with_normalization(network, "imagenet"), "torchvision-resnet50", "resnet50", "imagenet", (note,)

@@ -73,7 +73,7 @@ def certified_accuracy(
             x=radii,
             y=100 * analysis.certified_accuracy(records, radii),
             name=f"{name} (ACR {analysis.average_certified_radius(records):.3f}, {len(records)} images)",
-            line={"color": look.color, "dash": look.dash, "width": 2.5, "shape": "hv"},
+            line={"color": look.color, "dash": look.dash, "width": 2.5, "shape": "vh"},
             hovertemplate=f"{name}<br>%{{y:.1f}} % certified at radius %{{x:.3f}}<extra></extra>",
         )
     return figure

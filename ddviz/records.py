@@ -158,8 +158,8 @@ class AppendLog:
                 if not (content.startswith(expected) or expected.startswith(content)):
                     found = content.split(b"\n", 1)[0].decode(errors="replace")
                     raise InputError(
-                        f"{path}: expected the columns {format_row(header)!r}, found {found!r}. "
-                        "Remove the file or choose another run_root."
+                        f"{path}: expected the columns {format_row(header)!r}, found {found!r}. Remove the file or "
+                        "choose another run_root."
                     )
                 self._size = content.rfind(b"\n") + 1
                 self._file.truncate(self._size)

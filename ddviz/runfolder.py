@@ -77,8 +77,8 @@ class RunFolder:
                 lock.acquire(timeout=_LOCK_WAIT)
             except Timeout:
                 raise ResourceError(
-                    f"another process is writing {self.path}. Wait until it is done, stop it, or choose "
-                    "another run_root."
+                    f"another process is writing {self.path}. Wait until it is done, stop it, or choose another "
+                    "run_root."
                 ) from None
         try:
             yield

@@ -94,9 +94,8 @@ class Sampler:
                 counts += torch.bincount(classes, minlength=self.num_classes + 1)
         if nan := int(counts[-1]):
             raise InputError(
-                f"the network returned NaN for {nan} noisy copies of image {key.image} at noise scale "
-                f"{sigma:g}: certify with "
-                "dtype=float32, or load weights that are not damaged."
+                f"the network returned NaN for {nan} noisy copies of image {key.image} at noise scale {sigma:g}: "
+                "certify with dtype=float32, or load weights that are not damaged."
             )
         return counts[:-1].cpu()
 

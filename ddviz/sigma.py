@@ -75,8 +75,8 @@ class Solver(ABC):
             raise InputError(f"expected sigma_0 > 0, got {start.min().item():g}.")
         if start.min() < self.sigma_min or start.max() > self.sigma_max:
             raise InputError(
-                f"expected sigma_0 inside the bounds {self.sigma_min:g} to {self.sigma_max:g} of the search, "
-                f"got {start.min().item():g} to {start.max().item():g}."
+                f"expected sigma_0 inside the bounds {self.sigma_min:g} to {self.sigma_max:g} of the search, got "
+                f"{start.min().item():g} to {start.max().item():g}."
             )
         indices = range(len(x)) if indices is None else indices
         search = _Search(network, x.detach(), start, smoothing_for(smoothing), seed, indices, self.clamp)

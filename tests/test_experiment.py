@@ -1,6 +1,7 @@
 """Runs resume, refuse what does not belong to them, and end with the same records however often they were stopped."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from filelock import FileLock
 import ddviz
 from ddviz import experiment, runfolder
 from ddviz.config import RunConfig
-from ddviz.datasets import ImageSet
 from ddviz.errors import InputError, ResourceError
 from ddviz.records import read_records
 
@@ -122,12 +122,89 @@ def test_another_network_of_the_same_name_is_refused(tmp_path):
         ddviz.run(config, network=network)
 
 
+class Threshold(torch.nn.Module):
+    """Holds a number that no parameter tells."""
+
+    def __init__(self, threshold: float):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = x.flatten(1).mean(1) - self.threshold
+        return torch.stack([score, -score, *[torch.full_like(score, -9)] * 8], 1)
+
+
+def test_another_network_of_the_same_parameters_is_refused(tmp_path):
+    config = small(tmp_path, method="fixed")
+    ddviz.run(config, network=Threshold(0.3))
+    with pytest.raises(InputError, match=r"^model was"):
+        ddviz.run(config, network=Threshold(0.32))
+
+
+class InPlace(torch.nn.Module):
+    """Normalises in place what it is given."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= 0.5
+        x /= 0.5
+        return self.network(x * 0.5 + 0.5)
+
+
+def test_a_network_that_works_in_place_is_certified_on_the_image_itself(tmp_path):
+    network = ddviz.models.load("digits").network
+    x = ddviz.datasets.load("digits").image(3)
+    before = x.clone()
+    own, same = (ddviz.certify(net, x, 0.25, n=500) for net in (network, InPlace(network)))
+    assert torch.equal(x, before) and abs(own.count - same.count) <= 2
+    records = [
+        ddviz.run(small(tmp_path / name, method="ds"), network=net).runs["data-dependent"].records
+        for name, net in (("own", network), ("in place", InPlace(network)))
+    ]
+    assert all(abs(a.sigma - b.sigma) < 1e-4 and abs(a.count - b.count) <= 2 for a, b in zip(*records, strict=True))
+
+
+def test_a_network_whose_answers_depend_on_the_batch_is_refused(tmp_path):
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(64, track_running_stats=False), torch.nn.Linear(64, 10)
+    )
+    with pytest.raises(InputError, match=r"nothing can be certified|cannot take images"):
+        ddviz.run(small(tmp_path), network=network)
+
+
+def test_search_settings_do_not_bind_the_fixed_run(tmp_path):
+    ddviz.run(small(tmp_path))
+    again = ddviz.run(small(tmp_path, method="fixed", iterations=9, search_batch=2, samples=1))
+    assert len(again.runs["fixed"].records) == 7
+    with pytest.raises(InputError, match=r"^iterations was 3"):
+        ddviz.run(small(tmp_path, method="ds", iterations=9))
+
+
+def test_settings_bind_only_once_something_is_certified(tmp_path, monkeypatch):
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"search_batch 3 does not fit"):
+        patch.setattr(ddviz.Ascent, "__call__", out_of_memory)
+        ddviz.run(small(tmp_path, method="ds"))
+    assert len(ddviz.run(small(tmp_path, method="ds", search_batch=2)).runs["data-dependent"].records) == 7
+
+
+def test_an_image_of_another_size_is_named_before_it_is_certified(tmp_path):
+    images = ddviz.datasets.load("digits", max_images=7)
+    odd = replace(images, read=lambda i: images.read(i)[:, : 7 if i == 5 else 8])
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(16, 10))
+    with pytest.raises(InputError, match=r"one size, got \(1, 8, 8\) \(image 0\) and \(1, 7, 8\) \(image 5\)"):
+        ddviz.run(small(tmp_path, method="fixed"), network=network, images=odd)
+
+
 def test_other_images_are_refused(tmp_path):
     config, images = small(tmp_path, method="fixed"), ddviz.datasets.load("digits", max_images=7)
     ddviz.run(config, images=images)
-    others = ImageSet(
-        images.name, images.classes, images.labels, images.indices, lambda i: 1 - images.read(i), images.where
-    )
+    others = replace(images, read=lambda i: 1 - images.read(i))
     with pytest.raises(InputError, match="image 0 of digits is not the one that was certified in"):
         ddviz.run(config, images=others)
 
