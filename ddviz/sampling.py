@@ -4,10 +4,14 @@ The noisy image x + sigma * e is formed in float32 and only then rounded to a lo
 belongs to the base classifier and the certificate is that classifier's. Noise drawn in low precision is not Gaussian.
 """
 
+import ctypes
+import platform
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -52,6 +56,8 @@ class Sampler:
         BatchNorm and use the device's fastest layout.
         """
         device = torch.device(device)
+        if device.type == "cpu":
+            keep_freed_memory()
         example = example.to(device, torch.float32, copy=True)  # a network may work in place on what it is given
         forward = compile_forward(network, example, DTYPES[dtype])
         if not num_classes:
@@ -108,6 +114,20 @@ def default_batch(example: Tensor, device: torch.device) -> int:
     return 2048 if small else 256
 
 
+@cache
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of handing it back to the system, where the C library is glibc.
+
+    A network's activations are megabytes that come and go with every layer; by default each is mapped anew and its
+    pages zeroed, which costs a small network a fifth of its time or more. Counts are not touched.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that every version accepts
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _POOLS: dict[int, ThreadPoolExecutor] = {}
 
 

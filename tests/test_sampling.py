@@ -1,5 +1,7 @@
 """The engine: the same counts for every batch size and worker, in bounded memory."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -101,3 +103,19 @@ def test_cuda_estimates_the_same_probabilities(digits, dtype):
         for device in ("cpu", "cuda")
     ]
     assert (shares[0] - shares[1]).abs().max() < 0.02
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_memory_that_is_freed_is_kept_and_counts_stay():
+    """In a process of its own, since the setting is the process's: large blocks no longer come from fresh maps."""
+    code = (
+        "import resource, torch; from ddviz.sampling import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(3): torch.ones(1 << 20)\n"
+        "before = faults()\n"
+        "for _ in range(50): torch.ones(1 << 20)\n"
+        "print(faults() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 5_000  # of 50 x 1024 pages
