@@ -87,9 +87,8 @@ def summary_table(runs: Mapping[str, Sequence[Record]], radii: Sequence[float], 
         rows[name]["ACR"] = f"{average_certified_radius(records):.3f}"
         rows[name]["abstains"] = f"{100 * np.mean(column(records, 'predict') == ABSTAIN):.1f} %" if records else "-"
         rows[name]["images"] = str(len(records))
-    return f"Certified accuracy in percent at each radius ({unit}), and the average certified radius:\n\n" + markdown(
-        rows
-    )
+    caption = f"Certified accuracy in percent at each radius ({unit}), and the average certified radius:"
+    return f"{caption}\n\n{markdown(rows)}"
 
 
 def markdown(rows: Mapping[str, Mapping[str, str]]) -> str:

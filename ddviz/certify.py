@@ -17,6 +17,8 @@ from ddviz.records import ABSTAIN
 from ddviz.sampling import Sampler
 from ddviz.smoothing import Smoothing, smoothing_for
 
+_LARGEST_SCALE = 1e30  # noise of a larger scale would overflow float32
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -33,10 +35,7 @@ class Certificate:
     count: int
     n: int
     sigma: float
-    norm: str = "l2"
-
-
-_LARGEST_SCALE = 1e30  # noise of a larger scale would overflow float32
+    norm: str
 
 
 def lower_confidence_bound(count: int, n: int, alpha: float) -> float:
@@ -71,9 +70,8 @@ def certify(
     """Certify one image x (C, H, W) of pixels in [0, 1] at noise scale `sigma`.
 
     network: any nn.Module from pixels (B, C, H, W) to logits, or a prepared `Sampler`. smoothing: "l2", "l1" or one of
-    `SMOOTHINGS`. n0 samples choose the class,
-    n fresh ones estimate its probability; alpha is the probability that the certificate is wrong. (seed, index) name
-    the noise: give each image its own index.
+    `SMOOTHINGS`. n0 samples choose the class, n fresh ones estimate its probability; alpha is the probability that the
+    certificate is wrong. (seed, index) name the noise: give each image its own index.
 
     Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), or n0, n < 1.
     """

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ddviz.datasets import user_path
-from ddviz.errors import InputError, explained_memory_errors
+from ddviz.errors import InputError, ResourceError
 from ddviz.networks import ARCHITECTURES, MEAN_STD, Normalize
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -154,24 +154,23 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
 
 
 def checked_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tensor:
-    """Logits (B, num_classes) of some images, or an InputError that says what is wrong with the network."""
+    """Logits (B, num_classes) of a network in eval mode, or an InputError that says what is wrong with it."""
     for module in network.modules():
         if isinstance(module, Normalize) and len(module.mean) != images.shape[1]:
             raise InputError(
                 f"expected images of {len(module.mean)} channels, which the network normalises, got {images.shape[1]}."
             )
-    was_training = network.training
     try:
-        with torch.no_grad(), explained_memory_errors("a self-test of", len(images)):
-            outputs = network.eval()(images.clone())  # a network may work in place
-    except InputError:
-        raise
+        with torch.no_grad():
+            outputs = network(images.clone())  # a network may work in place
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"the device's memory cannot hold the network and {len(images)} images. Free some of it, or set device=cpu."
+        ) from error
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
             f"the network cannot take images of shape {tuple(images.shape)}: {error}. Is it meant for this data set?"
         ) from error
-    finally:
-        network.train(was_training)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputError(f"expected the network to return logits of shape ({len(images)}, {num_classes}), got {got}.")

@@ -65,7 +65,7 @@ def format_row(values: Iterable[object]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a TSV file as dictionaries; a torn last line (a killed writer) is left out.
+    """Rows of a TSV file as dictionaries; a last line torn before its last cell (a killed writer) is left out.
 
     Raises: InputError where the file is missing, has no header, or has a line of another width.
     """
@@ -86,7 +86,7 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     header, *body = (line.split("\t") for line in text.split("\n"))
     if header == [""]:
         raise InputError(f"expected a header line in {path}, found none.")
-    if len(body[-1:]) and len(body[-1]) != len(header):
+    if body and len(body[-1]) != len(header):
         del body[-1]  # torn
     lines = [(number, cells) for number, cells in enumerate(body, start=2) if cells != [""]]
     for number, cells in lines:

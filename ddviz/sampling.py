@@ -22,6 +22,8 @@ from ddviz.inference import Forward, compile_forward
 from ddviz.noise import NoiseKey, NoiseStream
 from ddviz.smoothing import Smoothing
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -127,7 +129,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _POOLS: dict[int, ThreadPoolExecutor] = {}
 
 

@@ -70,3 +70,12 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("needs real data: set DDVIZ_DATA to a folder with cifar10/ and imagenet/")
     return Path(root)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other on busy cores are several times slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -25,18 +25,11 @@ from ddviz.errors import InputError
 from ddviz.models import NORMALIZATIONS, BaseClassifier, digest, from_checkpoint, self_test
 from ddviz.networks import ARCHITECTURES, MEAN_STD, FromProbabilities, Normalize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 State = dict[str, Tensor]
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 CIFAR10, IMAGENET = Normalize(*MEAN_STD["cifar10"]), Normalize(*MEAN_STD["imagenet"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on busy cores are several times slower than one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -11,6 +11,8 @@ from ddviz import inference
 from ddviz.inference import compile_forward, default_dtype
 from ddviz.networks import ARCHITECTURES, MEAN_STD, CifarResNet, FromProbabilities, Normalize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CIFAR10 = MEAN_STD["cifar10"]
 IMAGE = {"digits_cnn": (1, 8, 8)}
 DEVICES = [
@@ -19,15 +21,6 @@ DEVICES = [
         "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
     ),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on busy cores are several times slower than one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def scrambled(network: nn.Module, seed: int = 0) -> nn.Module:
