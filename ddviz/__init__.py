@@ -13,33 +13,43 @@ from ddviz.errors import InputError, ResourceError
 from ddviz.experiment import Experiment, Run, run
 from ddviz.memory import Answer, Memory, replay
 from ddviz.networks import FromProbabilities, Normalize
+from ddviz.objectives import OBJECTIVES, Batch, GaussianAugmentation, Macer, SmoothAdv
+from ddviz.recipe import Recipe
 from ddviz.records import ABSTAIN, Record, read_records
 from ddviz.sampling import Sampler
 from ddviz.sigma import SOLVERS, Ascent, Grid, SigmaPath
 from ddviz.smoothing import SMOOTHINGS, Gaussian, Uniform
+from ddviz.training import Training, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ABSTAIN",
+    "OBJECTIVES",
     "SMOOTHINGS",
     "SOLVERS",
     "Answer",
     "Ascent",
+    "Batch",
     "Certificate",
     "Experiment",
     "FromProbabilities",
     "Gaussian",
+    "GaussianAugmentation",
     "Grid",
     "InputError",
+    "Macer",
     "Memory",
     "Normalize",
+    "Recipe",
     "Record",
     "ResourceError",
     "Run",
     "RunConfig",
     "Sampler",
     "SigmaPath",
+    "SmoothAdv",
+    "Training",
     "Uniform",
     "average_certified_radius",
     "certified_accuracy",
@@ -51,4 +61,5 @@ __all__ = [
     "read_records",
     "replay",
     "run",
+    "train",
 ]

@@ -3,19 +3,15 @@
 Each default of `notebooks/certify.ipynb` has its home here.
 """
 
-import difflib
 import math
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-import torch
+from dataclasses import asdict, dataclass
 
 from ddviz.certify import largest_p_lower
-from ddviz.datasets import DATASETS, user_path
 from ddviz.errors import InputError
 from ddviz.models import NORMALIZATIONS
 from ddviz.networks import ARCHITECTURES
 from ddviz.sampling import DTYPES
+from ddviz.settings import Settings
 from ddviz.sigma import SOLVERS, Ascent, Grid, Solver
 from ddviz.smoothing import SMOOTHINGS
 
@@ -28,11 +24,10 @@ _SEARCH_ONLY = (
     *("solver", "iterations", "lr", "samples", "clamp", "sigma_min", "sigma_max"),
     *("keep_class", "keep_radius", "search_batch"),
 )
-_MARK = "_ddviz_guarded"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """What to certify, with which network, how. Names are the field's; `samples` is n of Algorithm 1.
 
     "", 0 and "auto" leave a choice to the package: for data_root, checkpoint and arch see `datasets.load` and
@@ -71,36 +66,6 @@ class RunConfig:
     dtype: str = "auto"
     run_root: str = "runs"
 
-    def __post_init__(self) -> None:
-        for check in (self._check_types, self._check_names, self._check_values):
-            check()
-
-    @classmethod
-    def from_namespace(cls, namespace: dict[str, object]) -> "RunConfig":
-        """Settings from a notebook's variables; a plain value under an unknown name is refused.
-
-        papermill only warns of an unknown `-p` name. Run again in the same kernel, only names that look like a
-        parameter's are refused: by then the namespace holds the reader's own.
-
-        Raises: InputError naming the parameter.
-        """
-        known = [field.name for field in fields(cls)]
-        plain = (str, int, float, bool, list, dict, tuple, type(None))
-        rerun = _MARK in namespace
-        unknown = [
-            name
-            for name, value in namespace.items()
-            if not name.startswith("_") and isinstance(value, plain) and name not in (*known, "In", "Out")
-        ]
-        for name in unknown:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.8 if rerun else 0.6)
-            if near or not rerun:
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise InputError(f"unknown parameter {name}.{hint} Known: {', '.join(known)}.")
-        config = cls(**{name: namespace[name] for name in known if name in namespace})  # type: ignore[arg-type]
-        namespace[_MARK] = True
-        return config
-
     @property
     def methods(self) -> list[str]:
         """Short names of the methods to run."""
@@ -125,57 +90,23 @@ class RunConfig:
             return Grid(evaluations=2 * self.iterations, **common)  # type: ignore[arg-type]
         return Ascent(iterations=self.iterations, lr=self.lr, **common)  # type: ignore[arg-type]
 
-    def _check_types(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif field.type is int and type(value) is float and value.is_integer():
-                object.__setattr__(self, field.name, int(value))  # papermill reads 1e5 as a float
-            elif field.type is str and isinstance(value, Path):
-                object.__setattr__(self, field.name, str(value))
-            elif type(value) is not field.type:
-                kind = getattr(field.type, "__name__", field.type)
-                raise InputError(f"expected {field.name} to be {kind}, got {value!r} ({type(value).__name__}).")
-
-    def _check_names(self) -> None:
-        choices = {
-            "arch": ["", *ARCHITECTURES],
-            "normalize": ["auto", *NORMALIZATIONS],
-            "norm": list(SMOOTHINGS),
-            "method": [*METHODS, "both"],
-            "solver": list(SOLVERS),
-            "dtype": ["auto", *DTYPES],
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                shown = ", ".join(choice or '""' for choice in allowed)
-                raise InputError(f"expected {name} to be one of {shown}, got {getattr(self, name)!r}.")
-        if self.dataset not in DATASETS and not user_path(self.dataset).is_dir():
-            near = difflib.get_close_matches(self.dataset, DATASETS, 1)
-            raise InputError(
-                f"expected dataset to be one of {', '.join(DATASETS)}, or a folder of class folders, got "
-                f"{self.dataset!r}." + (f" Did you mean {near[0]}?" if near else "")
-            )
-        kind = self.device.split(":")[0]
-        if self.device != "auto" and kind not in ("cpu", "cuda"):
-            raise InputError(f"expected device to be auto, cpu, cuda or cuda:N, got {self.device!r}.")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise InputError("expected device to be cpu or auto: torch sees no CUDA device here, got 'cuda'.")
-
-    def _check_values(self) -> None:
-        for name in ("sigma", "lr", "alpha", "clamp", "sigma_min", "sigma_max"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"expected {name} to be a finite number, got {getattr(self, name)}.")
+    def _check(self) -> None:
+        self._check_choices(
+            {
+                "arch": ["", *ARCHITECTURES],
+                "normalize": ["auto", *NORMALIZATIONS],
+                "norm": list(SMOOTHINGS),
+                "method": [*METHODS, "both"],
+                "solver": list(SOLVERS),
+                "dtype": ["auto", *DTYPES],
+            }
+        )
+        self._check_dataset(self.dataset)
+        self._check_device(self.device)
         least = {"n0": 1, "n": 1, "skip": 1, "samples": 1, "max_images": 0, "iterations": 0, "image_size": 0}
-        least |= {"batch": 0, "search_batch": 0, "seed": 0, "lr": 0, "sigma_min": 0, "sigma_max": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"expected {name} >= {low}, got {getattr(self, name)}.")
-        if self.sigma <= 0:
-            raise InputError(f"expected sigma > 0, a noise scale in [0,1]-pixel units, got {self.sigma:g}.")
-        if not 0 < self.clamp < 0.5:
-            raise InputError(f"expected clamp in (0, 0.5), got {self.clamp:g}.")
+        self._check_least(least | {"batch": 0, "search_batch": 0, "seed": 0, "lr": 0, "sigma_min": 0, "sigma_max": 0})
+        self._check_sigma(self.sigma)
+        self._check_clamp(self.clamp)
         if not 0 < self.alpha < 0.5:
             raise InputError(
                 f"expected alpha, the probability of a wrong certificate, in (0, 0.5), got {self.alpha:g}."

@@ -29,6 +29,7 @@ from ddviz.models import BaseClassifier
 from ddviz.records import Record, is_correct, read_rows, write_records
 from ddviz.runfolder import RunFolder, pixel_hash
 from ddviz.sampling import Sampler
+from ddviz.settings import torch_device
 from ddviz.sigma import default_search_batch
 
 _SELF_TEST_IMAGES = 32
@@ -93,9 +94,9 @@ class _Bench:
     model_hash: str
 
     def folder(self, method: str) -> RunFolder:
-        """<data set>-<model>-<norm>-<scale>-<method> in run_root."""
-        config = self.config
-        name = f"{self.images.name}-{self.base.name}-{config.norm}-{config.sigma:g}-{method}"
+        """<data set>-<model>-<norm>-<scale>-<method> in run_root; a network of the zoo names its data set itself."""
+        config, data = self.config, f"{self.images.name}-"
+        name = f"{data}{self.base.name.removeprefix(data)}-{config.norm}-{config.sigma:g}-{method}"
         return RunFolder(datasets.user_path(config.run_root) / name)
 
     def identity(self, method: str) -> dict[str, object]:
@@ -153,8 +154,7 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
         )
     else:
         base = BaseClassifier(network, type(network).__name__, arch="own", normalize="as given")
-    cuda = config.device == "auto" and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else config.device.replace("auto", "cpu"))
+    device = torch_device(config.device)
     on_device = copy.deepcopy(base.network).to(device).eval()
     probes = range(0, len(images.labels), max(1, len(images.labels) // _SELF_TEST_IMAGES))[:_SELF_TEST_IMAGES]
     pixels = images.images([images.indices[0], *probes])

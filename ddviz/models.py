@@ -1,28 +1,28 @@
-"""Base classifiers: the package's own weights, the checkpoints of the field as they are, and a self-test.
+"""Base classifiers: the package's zoo, the checkpoints of the field as they are, and a self-test."""
 
-Foreign checkpoints are pickles, and pickles are code: they are read with `weights_only=True`, never run.
-"""
-
-import argparse
 import copy
+import difflib
 import hashlib
 import pickle
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from ddviz import checkpoints
 from ddviz.datasets import user_path
 from ddviz.errors import InputError, ResourceError
 from ddviz.networks import ARCHITECTURES, MEAN_STD, Normalize
+from ddviz.records import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights"
-DIGITS_SIGMAS = (0.12, 0.25, 0.5)
-"""Noise levels of the digits networks in the package."""
+ZOO = "zoo:"
+"""What stands before a name of the zoo where a checkpoint file could be named too."""
+SIGMAS = (0.12, 0.25, 0.5)
+"""Noise levels that the networks of the zoo were trained at."""
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
     "none": None,
@@ -30,8 +30,6 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = 
     **{f"{name}-center": (mean, (1.0,) * len(mean)) for name, (mean, _) in MEAN_STD.items()},
 }
 """What is done to pixels before the network, by name; "-center" only subtracts the mean (some SmoothAdv networks)."""
-
-_HARMLESS: list = [argparse.Namespace]  # training scripts store their arguments; a Namespace runs nothing
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,15 @@ def digest(network: nn.Module, salt: str = "") -> str:
 def load(
     dataset: str, *, checkpoint: str | Path = "", arch: str = "", normalize: str = "auto", sigma: float = 0.25
 ) -> BaseClassifier:
-    """The base classifier for a data set: from a checkpoint file, or the default one where none is named.
+    """The base classifier for a data set: from a checkpoint file or "zoo:<name>", or the default where none is named.
 
     Defaults: digits, the package's network trained at the noise level nearest to `sigma`; imagenet, torchvision's
     published ResNet-50 (downloaded on first use). arch "" and normalize "auto" are read off the checkpoint.
 
     Raises: InputError where there is no default, or the file is missing, damaged or does not fit.
     """
+    if str(checkpoint).startswith(ZOO):
+        checkpoint = _zoo_file(str(checkpoint).removeprefix(ZOO))
     if checkpoint:
         return from_checkpoint(checkpoint, dataset=dataset, arch=arch, normalize=normalize)
     if arch or normalize != "auto":
@@ -77,14 +77,46 @@ def load(
             "arch and normalize describe a checkpoint, and none is named. Set checkpoint, or leave them out."
         )
     if dataset == "digits":
-        level = min(DIGITS_SIGMAS, key=lambda trained: abs(trained - sigma))
-        return from_checkpoint(WEIGHTS / f"digits_cnn_sigma{level}.safetensors", dataset=dataset)
+        level = min(SIGMAS, key=lambda trained: abs(trained - sigma))
+        return pretrained(f"digits-cnn-cohen-{level:g}-fs")
     if dataset == "imagenet":
         return _torchvision_resnet50()
     raise InputError(
-        f"there is no default network for {dataset!r}. Name one with checkpoint=FILE: a checkpoint of "
+        f"there is no default network for {dataset!r}. Name one with checkpoint=zoo:NAME (ddviz.models.zoo() lists "
+        "them) or checkpoint=FILE: a checkpoint of "
         "locuslab/smoothing, smoothing-adversarial, MACER or DDRS, a state dict, or a .safetensors file."
     )
+
+
+def zoo() -> list[str]:
+    """Names of the networks in the package: <data set>-<network>-<method>-<noise scale>-<fs or ds2>."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def pretrained(name: str) -> BaseClassifier:
+    """A network of the zoo; its metadata tell recipe, accuracies and the command that makes it.
+
+    Raises: InputError for a name that is not in the zoo.
+    """
+    return from_checkpoint(_zoo_file(name))
+
+
+def _zoo_file(name: str) -> Path:
+    names = zoo()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 3, cutoff=0.3)
+        raise InputError(f"the zoo has no {name!r}. Nearest: {', '.join(near)}. ddviz.models.zoo() lists all.")
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a network's weights in float16, without its normalise layer, as safetensors with what is known of it."""
+    inner = network[1] if isinstance(network, nn.Sequential) and isinstance(network[0], Normalize) else network
+    state = {
+        key: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype).contiguous()
+        for key, value in inner.state_dict().items()
+    }
+    write_atomically(path, save(state, dict(metadata)))
 
 
 def from_checkpoint(path: str | Path, *, dataset: str = "", arch: str = "", normalize: str = "auto") -> BaseClassifier:
@@ -98,9 +130,9 @@ def from_checkpoint(path: str | Path, *, dataset: str = "", arch: str = "", norm
     if arch and arch not in ARCHITECTURES:
         raise InputError(f"expected arch to be one of {', '.join(ARCHITECTURES)}, got {arch!r}.")
     path = user_path(path)
-    content, metadata = _read(path)
-    state, container = _state_dict(content, path)
-    found_arch, prefix, state = _match(state, arch or metadata.get("arch", ""), path)
+    content, metadata = checkpoints.read(path)
+    state, container = checkpoints.state_dict(content, path)
+    found_arch, prefix, state = checkpoints.match(state, arch or metadata.get("arch", ""), path)
     if normalize == "auto":
         normalize = metadata.get("normalize") or _normalization(found_arch, container, prefix, dataset)
     if normalize not in NORMALIZATIONS:
@@ -108,7 +140,7 @@ def from_checkpoint(path: str | Path, *, dataset: str = "", arch: str = "", norm
     network = ARCHITECTURES[found_arch](num_classes=len(state["fc.weight"]))
     network.load_state_dict(state)
     return BaseClassifier(
-        network=_with_normalization(network, normalize),
+        network=with_normalization(network, normalize),
         name=_name(path),
         arch=found_arch,
         normalize=normalize,
@@ -143,7 +175,7 @@ def self_test(base: BaseClassifier, images: Tensor, labels: Tensor, num_classes:
         if family in MEAN_STD and other not in ("none", family, f"{family}-center"):
             continue  # the two data sets' constants are so close that one passes for the other
         with torch.no_grad():
-            rivals[other] = _accuracy(_with_normalization(inner, other).to(images.device)(images.clone()), labels)
+            rivals[other] = _accuracy(with_normalization(inner, other).to(images.device)(images.clone()), labels)
     best = max(rivals, key=lambda other: rivals[other], default="")
     if best and rivals[best] > accuracy + 0.25:
         raise InputError(
@@ -191,113 +223,10 @@ def checked_logits(network: nn.Module, images: Tensor, num_classes: int) -> Tens
     return outputs
 
 
-def _read(path: Path) -> tuple[dict, dict[str, str]]:
-    """Content and metadata of a checkpoint file."""
-    if not path.is_file():
-        raise InputError(
-            f"expected a checkpoint file at {path}, found {'a folder' if path.is_dir() else 'nothing'} there."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = str(error).partition("GLOBAL ")[2].split(" ", 1)[0]
-        if _names_code(name):
-            raise InputError(
-                f"{path} holds more than weights ({name}), which could run code when it is loaded. On a machine that "
-                "trusts the file, save its state_dict alone (torch.save or safetensors) and load that."
-            ) from None
-        raise InputError(f"{path} is truncated or is no checkpoint ({_first_line(error)}). Fetch it again.") from error
-    except Exception as error:  # a damaged file can lead its reader anywhere
-        raise InputError(f"{path} is truncated or is no checkpoint ({_first_line(error)}). Fetch it again.") from error
-    if not isinstance(content, Mapping):
-        raise InputError(f"expected {path} to hold a state dict, got a {type(content).__name__}.")
-    return dict(content), {}
-
-
 def _name(path: Path) -> str:
     """What to call a checkpoint: its file's name, with the folder's where the field calls every file the same."""
     stem = Path(path.name.removesuffix(".tar")).stem
     return f"{path.resolve().parent.name}-{stem}" if stem in ("checkpoint", "model", "best", "best_model") else stem
-
-
-def _names_code(name: str) -> bool:
-    """Whether a refused name is one that a pickle would run, and not the first half of one in a truncated file."""
-    module, _, attribute = name.rpartition(".")
-    loaded = sys.modules.get(module or "builtins")
-    return bool(attribute) and (loaded is None or hasattr(loaded, attribute))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-def _state_dict(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights in a checkpoint, and the key that held them ("" for a plain state dict)."""
-    for container in ("state_dict", "net", "model", "model_state_dict", ""):
-        inner = content.get(container) if container else content
-        if (
-            isinstance(inner, Mapping)
-            and inner
-            and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in inner.items())
-        ):
-            return _without_data_parallel(inner), container
-    raise InputError(
-        f"expected weights under state_dict or net in {path}, found {', '.join(map(str, content)) or 'nothing'}."
-    )
-
-
-def _without_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the `module.` that DataParallel puts into keys; use torchvision's names for shortcuts and last layer."""
-    renamed = {}
-    for key, value in state.items():
-        parts = [part for part in key.split(".") if part not in ("module", "_orig_mod")]
-        renamed[".".join({"shortcut": "downsample", "linear": "fc"}.get(part, part) for part in parts)] = value
-    return renamed
-
-
-def _match(state: dict[str, Tensor], arch: str, path: Path) -> tuple[str, str, dict[str, Tensor]]:
-    """The architecture whose parameters these are, the prefix of wrappers, and the state dict without it."""
-    expected = arch if arch in ARCHITECTURES else ""
-    first = "fc.weight"
-    prefix = next((key.removesuffix(first) for key in state if key == first or key.endswith("." + first)), None)
-    if prefix is None:
-        raise InputError(
-            f"{path}: no last layer called fc or linear among {', '.join(list(state)[:3])} ...: none of the known "
-            f"architectures ({', '.join(ARCHITECTURES)}). In Python, build the network yourself and pass it instead "
-            "of a checkpoint."
-        )
-    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    num_classes = (*shapes[first], 1)[0]
-    wanted = {name: _shapes(name, num_classes) for name in ARCHITECTURES}
-    fitting = [name for name in wanted if wanted[name] == shapes]
-    if fitting and expected in ("", *fitting):
-        return expected or fitting[0], prefix, state
-    if fitting:
-        raise InputError(f"{path} holds a {fitting[0]}, not a {expected}. Set arch={fitting[0]}, or leave it empty.")
-    nearest = expected or max(wanted, key=lambda name: len(wanted[name].items() & shapes.items()))
-    missing = [key for key in wanted[nearest] if key not in shapes]
-    unexpected = [key for key in shapes if key not in wanted[nearest]]
-    reshaped = [key for key in wanted[nearest].keys() & shapes.keys() if wanted[nearest][key] != shapes[key]]
-    found = "; ".join(
-        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:3])}{' ...' if len(keys) > 3 else ''})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if keys
-    )
-    raise InputError(
-        f"{path} does not fit {nearest}{'' if expected else ', the nearest known architecture'}: parameters {found}. "
-        f"Known: {', '.join(ARCHITECTURES)}. In Python, any nn.Module can be passed instead of a checkpoint."
-    )
-
-
-def _shapes(arch: str, num_classes: int) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        network = ARCHITECTURES[arch](num_classes=num_classes)
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
 def _normalization(arch: str, container: str, prefix: str, dataset: str) -> str:
@@ -310,7 +239,8 @@ def _normalization(arch: str, container: str, prefix: str, dataset: str) -> str:
     return dataset if dataset in MEAN_STD else family
 
 
-def _with_normalization(network: nn.Module, normalize: str) -> nn.Module:
+def with_normalization(network: nn.Module, normalize: str) -> nn.Module:
+    """The network behind its normalise layer, a name of NORMALIZATIONS; in eval mode."""
     mean_std = NORMALIZATIONS[normalize]
     return (network if mean_std is None else nn.Sequential(Normalize(*mean_std), network)).eval()
 
@@ -335,5 +265,5 @@ def _torchvision_resnet50() -> BaseClassifier:
         "noise-trained network with checkpoint for radii worth having."
     )
     return BaseClassifier(
-        _with_normalization(network, "imagenet"), "torchvision-resnet50", "resnet50", "imagenet", (note,)
+        with_normalization(network, "imagenet"), "torchvision-resnet50", "resnet50", "imagenet", (note,)
     )

@@ -33,6 +33,10 @@ class Stage(IntEnum):
     """Checking a found sigma_x against sigma_0 before any certificate."""
     PREDICT = 4
     """Predicting without a certificate."""
+    TRAIN = 5
+    """Training; the image's number is the step's, and the samples are those of the whole batch."""
+    AUGMENT = 6
+    """Random crops, mirror images and the order of training images."""
 
 
 @dataclass(frozen=True)

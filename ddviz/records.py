@@ -124,14 +124,14 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     write_atomically(path, "".join(rows))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a file beside `path` and rename it over `path`."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write text or bytes to a file beside `path` and rename it over `path`."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with explained_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(beside, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(beside, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)

@@ -26,10 +26,64 @@ _INFORMATION = "made with"  # the key of config.json that does not decide the re
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Files of one run."""
+class Folder:
+    """A folder that one process at a time writes, and that belongs to one choice of settings."""
 
     path: Path
+
+    def begun(self) -> bool:
+        """Whether anything in it depends on the settings already."""
+        raise NotImplementedError
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process at a time writes here.
+
+        Raises: ResourceError where another one does not let go.
+        """
+        with explained_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=_LOCK_WAIT)
+            except Timeout:
+                raise ResourceError(
+                    f"another process is writing {self.path}. Wait until it is done, stop it, or choose another "
+                    "run_root."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check_identity(self, identity: Mapping[str, object], made_with: Mapping[str, str]) -> None:
+        """Write config.json where nothing is certified yet; else refuse to mix settings.
+
+        Raises: InputError naming the setting that changed.
+        """
+        path = self.path / "config.json"
+        if not self.begun():
+            write_atomically(path, json.dumps({**identity, _INFORMATION: made_with}, indent=2) + "\n")
+            return
+        elsewhere = f"Remove {self.path}, or choose another run_root."
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"expected {path} beside the results of the run, found none. {elsewhere}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}). {elsewhere}") from error
+        stored.pop(_INFORMATION, None)
+        for name in identity | stored:
+            if stored.get(name) != identity.get(name):
+                raise InputError(
+                    f"{name} was {stored.get(name)!r} when {self.path} was begun and is {identity.get(name)!r} now. "
+                    "Set it back to resume that run, or choose another run_root, or remove the folder."
+                )
+
+
+@dataclass(frozen=True)
+class RunFolder(Folder):
+    """Files of one run."""
 
     @property
     def certificates(self) -> Path:
@@ -64,53 +118,7 @@ class RunFolder:
         rows = read_rows(path) if path.exists() else []
         return sum(float(row["seconds"]) for row in rows if int(row["idx"]) in wanted)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Only one process at a time writes here.
-
-        Raises: ResourceError where another one does not let go.
-        """
-        with explained_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
-            try:
-                lock.acquire(timeout=_LOCK_WAIT)
-            except Timeout:
-                raise ResourceError(
-                    f"another process is writing {self.path}. Wait until it is done, stop it, or choose another "
-                    "run_root."
-                ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def check_identity(self, identity: Mapping[str, object], made_with: Mapping[str, str]) -> None:
-        """Write config.json where nothing is certified yet; else refuse to mix settings.
-
-        Raises: InputError naming the setting that changed.
-        """
-        path = self.path / "config.json"
-        if not self._begun():
-            write_atomically(path, json.dumps({**identity, _INFORMATION: made_with}, indent=2) + "\n")
-            return
-        elsewhere = f"Remove {self.path}, or choose another run_root."
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"expected {path} beside certificates.tsv, found none. {elsewhere}") from None
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}). {elsewhere}") from error
-        stored.pop(_INFORMATION, None)
-        for name in identity | stored:
-            if stored.get(name) != identity.get(name):
-                raise InputError(
-                    f"{name} was {stored.get(name)!r} when {self.path} was begun and is {identity.get(name)!r} now. "
-                    "Set it back to resume that run, or choose another run_root, or remove the folder."
-                )
-
-    def _begun(self) -> bool:
-        """Whether any row depends on the settings already."""
+    def begun(self) -> bool:
         files = [path for path in (self.certificates, self.sigmas) if path.exists() and path.stat().st_size]
         return any(read_rows(path) for path in files)
 

@@ -105,14 +105,17 @@ class Ascent(Solver):
     """Algorithm 1, OptimizeSigma: K steps of stochastic gradient ascent on the radius.
 
     iterations: K. lr: step size. The defaults are the paper's, with bounds so wide that they never bind there.
+    end_radius: estimate the radius at the end of the path too; training needs only the end itself, for K
+    evaluations instead of K + 1.
     """
 
     iterations: int = 100
     lr: float = 1e-4
+    end_radius: bool = True
 
     def _path(self, search: "_Search", anchor: Tensor | None) -> SigmaPath:
         sigmas, radii = [search.sigma_0], []
-        for k in range(self.iterations + 1):  # the last round only estimates R at the end of the path
+        for k in range(self.iterations + self.end_radius):
             sigma = sigmas[-1].clone().requires_grad_()
             radius = search.radius(sigma, search.noise(Stage.SEARCH, k, self.samples), anchor)
             radii.append(radius.detach())

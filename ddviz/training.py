@@ -1,149 +1,150 @@
-"""Training a base classifier with Gaussian noise (Cohen et al. 2019, arXiv 1902.02918, section 3.4).
+"""Training base classifiers for smoothing: what a recipe names is loaded, trained, and saved with what is known of it.
 
-The digits networks in the package are made by
-
-    python -m ddviz.training --dataset digits --arch digits_cnn --sigma 0.25 --epochs 120 --out digits.safetensors
+python -m ddviz train --dataset cifar10 --sigma 0.25 --epochs 17
+torchrun --nproc-per-node 8 -m ddviz train --dataset imagenet --ds
 """
 
-import argparse
-import sys
-import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
-from tqdm import tqdm
 
-from ddviz import datasets
-from ddviz.networks import ARCHITECTURES, MEAN_STD, Normalize
-from ddviz.records import explained_disk_errors
+from ddviz import datasets, models
+from ddviz.batches import Share, source
+from ddviz.datasets import ImageSet
+from ddviz.errors import InputError
+from ddviz.inference import default_dtype
+from ddviz.models import BaseClassifier
+from ddviz.networks import ARCHITECTURES, MEAN_STD
+from ddviz.objectives import Objective
+from ddviz.recipe import DEFAULT_ARCH, Recipe
+from ddviz.sampling import DTYPES, keep_freed_memory
+from ddviz.settings import torch_device
+from ddviz.trainer import Lessons, Precision, Trainer
+from ddviz.trainfolder import Epoch, TrainFolder
 
 
-def train_gaussian(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    sigma: float,
-    epochs: int,
-    batch: int = 128,
-    lr: float = 0.1,
-    weight_decay: float = 5e-4,
-    shift: int = 0,
-    flip: bool = False,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> None:
-    """Train in place with fresh Gaussian noise on every image of every epoch; SGD with a one-cycle schedule.
+@dataclass(frozen=True)
+class Training:
+    """A training run: finished, `weights` is a file that `checkpoint=` and `models.load` take.
 
-    images: (N, C, H, W) in [0, 1], labels: (N,), on the network's device. shift: random crops after padding by so many
-    pixels. flip: random mirror images.
+    base: the network, in training or trained. history: an entry an epoch. sigma: (N,), the scale of each training
+    image. seconds: spent training, over all sessions. steps: done, of all.
     """
-    generator = torch.Generator(images.device).manual_seed(seed)
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-    steps = epochs * (len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.25)
-    network.train()
-    loss = torch.zeros(())
-    with tqdm(total=steps, desc="training", unit="step", mininterval=5, file=sys.stdout) as progress:
-        for _ in range(epochs):
-            order = torch.randperm(len(images), generator=generator, device=images.device)
-            for chosen in order.split(batch)[: len(images) // batch]:
-                x = _augmented(images[chosen], shift, flip, generator)
-                noisy = x + sigma * torch.empty_like(x).normal_(generator=generator)
-                with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-                    loss = cross_entropy(network(noisy), labels[chosen])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                progress.update()
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-    network.eval()
+
+    recipe: Recipe
+    base: BaseClassifier
+    weights: Path
+    history: list[Epoch]
+    sigma: Tensor
+    seconds: float
+    steps: tuple[int, int]
 
 
-def _augmented(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crops (one offset a batch row) and mirror images."""
-    size = x.shape[-1]
-    if shift:
-        padded = pad(x, (shift,) * 4)
-        offsets = torch.randint(0, 2 * shift + 1, (2, len(x)), generator=generator, device=x.device)
-        rows, columns = (offsets[axis, :, None] + torch.arange(size, device=x.device) for axis in (0, 1))
-        batch = torch.arange(len(x), device=x.device)[:, None, None]
-        x = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-    if flip:
-        mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
-        x = torch.where(mirrored, x.flip(-1), x)
-    return x
+def train(
+    recipe: Recipe,
+    *,
+    network: nn.Module | None = None,
+    images: ImageSet | None = None,
+    test_images: ImageSet | None = None,
+    objective: Objective | None = None,
+    on_epoch: Callable[[Training], object] | None = None,
+) -> Training:
+    """Train what a recipe describes; resume where an earlier call stopped, end at once where it had ended.
+
+    network, images, test_images, objective: your own instead of those that the recipe names. The network is trained
+    in place, from the weights it has. on_epoch: called with the training so far after every epoch.
+
+    Raises: InputError for what the user can put right; ResourceError where the machine's limits are met.
+    """
+    share = Share(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Share()
+    if recipe.batch % share.world:
+        raise InputError(f"expected batch to be a multiple of the {share.world} processes, got {recipe.batch}.")
+    images, test_images = images or _load(recipe, "train"), test_images or _load(recipe, "test")
+    if len(images) < recipe.batch:
+        raise InputError(f"expected at least batch = {recipe.batch} training images, got {len(images)}.")
+    device = torch_device(recipe.device)
+    dtype = default_dtype(device) if recipe.dtype == "auto" else recipe.dtype
+    if device.type == "cpu":
+        keep_freed_memory()
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed)
+        base = _base(recipe, network, len(images.classes))
+        folder = TrainFolder(datasets.user_path(recipe.run_root) / recipe.title)
+        with folder.locked() if share.rank == 0 else nullcontext():
+            if share.rank == 0:
+                own = {"objective": getattr(objective, "__qualname__", repr(objective))} if objective else {}
+                identity = {**recipe.deciding, **own, "device": device.type, "dtype": dtype, "start": base.digest}
+                folder.check_identity(identity, {"torch": torch.__version__})
+            base.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            trainer = Trainer(recipe, Precision(base.network, device, DTYPES[dtype]), len(images), device, share)
+            trainer.resume(folder)
+
+            def training() -> Training:
+                sigma = trainer.sigma.cpu().clone()  # on the CPU the trainer goes on changing its own
+                steps = (trainer.step, trainer.steps)
+                return Training(recipe, base, folder.weights, [*trainer.history], sigma, trainer.seconds, steps)
+
+            if trainer.step < trainer.steps:
+                lessons = _lessons(recipe, images, test_images, device)
+                report = on_epoch or (lambda _: None)
+                trainer.run(lessons, objective or recipe.make_objective(), folder, lambda: report(training()))
+            base.network.eval()
+            if share.rank == 0 and not folder.weights.exists():
+                models.save_weights(base.network, folder.weights, _metadata(training(), dtype))
+            return training()
 
 
-@torch.no_grad()
-def noisy_accuracy(network: nn.Module, images: Tensor, labels: Tensor, *, sigma: float, seed: int = 0) -> float:
-    """Share of images classified correctly under one sample of Gaussian noise each."""
-    generator = torch.Generator(images.device).manual_seed(seed)
-    noisy = images + sigma * torch.empty_like(images).normal_(generator=generator)
-    hits = [network(x).argmax(1) == y for x, y in zip(noisy.split(500), labels.split(500), strict=True)]
-    return torch.cat(hits).float().mean().item()
-
-
-def save_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write the weights of a network (without its normalise layer) as safetensors with its recipe."""
-    inner = network[1] if isinstance(network, nn.Sequential) and isinstance(network[0], Normalize) else network
-    with explained_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous().cpu() for key, value in inner.state_dict().items()}, path, metadata)
-
-
-def main() -> None:
-    """Train one network from the command line and save it with its recipe."""
-    parser = argparse.ArgumentParser(description="Train a base classifier with Gaussian noise.")
-    parser.add_argument("--dataset", default="digits", choices=["digits", "cifar10"])
-    parser.add_argument("--data-root", default="")
-    parser.add_argument("--arch", default="digits_cnn", choices=sorted(ARCHITECTURES))
-    parser.add_argument("--sigma", type=float, default=0.25)
-    parser.add_argument("--epochs", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = [datasets.load(args.dataset, split=split, data_root=args.data_root) for split in datasets.SPLITS]
-    (images, labels), (test_images, test_labels) = (
-        (s.images(s.indices).to(cuda), torch.tensor([s.labels[i] for i in s.indices], device=cuda)) for s in sets
+def _load(recipe: Recipe, split: str) -> ImageSet:
+    return datasets.load(
+        recipe.dataset,
+        split=split,
+        data_root=recipe.data_root,
+        download=recipe.download,
+        image_size=recipe.image_size,
     )
-    torch.manual_seed(args.seed)
-    network = ARCHITECTURES[args.arch](num_classes=len(sets[0].classes))
-    if normalize := MEAN_STD.get(args.dataset):
-        network = nn.Sequential(Normalize(*normalize), network)
-    network.to(cuda)
-    start = time.time()
-    photos = args.dataset != "digits"
-    train_gaussian(
-        network,
-        images,
-        labels,
-        sigma=args.sigma,
-        epochs=args.epochs,
-        batch=args.batch,
-        lr=args.lr,
-        shift=4 if photos else 1,
-        flip=photos,
-        dtype=getattr(torch, args.dtype),
-        seed=args.seed,
-    )
-    accuracy = noisy_accuracy(network, test_images, test_labels, sigma=args.sigma)
-    print(
-        f"{accuracy:.1%} of {len(test_labels)} test images right under sigma {args.sigma:g}, "
-        f"{time.time() - start:.0f} s"
-    )
-    recipe = {key: str(value) for key, value in vars(args).items() if key not in ("out", "data_root")}
-    recipe |= {"normalize": args.dataset if normalize else "none", "noisy_accuracy": f"{accuracy:.4f}"}
-    save_weights(network, args.out, recipe)
 
 
-if __name__ == "__main__":
-    main()
+def _base(recipe: Recipe, network: nn.Module | None, num_classes: int) -> BaseClassifier:
+    """The network as training finds it."""
+    if network is not None:
+        return BaseClassifier(network, recipe.title, arch="own", normalize="as given")
+    if recipe.init:
+        base = models.load(recipe.dataset, checkpoint=recipe.init, arch=recipe.arch, normalize=recipe.normalize)
+        return replace(base, name=recipe.title)
+    arch = recipe.arch or DEFAULT_ARCH.get(recipe.dataset)
+    if arch is None:
+        raise InputError(f"expected arch to name a network for {recipe.dataset!r}: one of {', '.join(ARCHITECTURES)}.")
+    auto = recipe.dataset if recipe.dataset in MEAN_STD else "none"
+    normalize = auto if recipe.normalize == "auto" else recipe.normalize
+    fresh = ARCHITECTURES[arch](num_classes=num_classes)
+    return BaseClassifier(models.with_normalization(fresh, normalize), recipe.title, arch, normalize)
+
+
+def _lessons(recipe: Recipe, images: ImageSet, test_images: ImageSet, device: torch.device) -> Lessons:
+    skip = max(1, len(test_images) // recipe.eval_images)
+    spread = test_images.indices[::skip][: recipe.eval_images]
+    return Lessons(
+        source=source(images, device, recipe.workers),
+        labels=torch.tensor([int(images.labels[index]) for index in images.indices], device=device),
+        test=test_images.images(spread).to(device),
+        test_labels=torch.tensor([int(test_images.labels[index]) for index in spread], device=device),
+    )
+
+
+def _metadata(training: Training, dtype: str) -> dict[str, str]:
+    """What a weights file says of itself: recipe, figures, and the command that makes it again."""
+    last = training.history[-1]
+    return {name: str(value) for name, value in training.recipe.deciding.items()} | {
+        "arch": training.base.arch,
+        "normalize": training.base.normalize,
+        "dtype": dtype,
+        "clean_accuracy": f"{last.clean_accuracy:.4f}",
+        "noisy_accuracy": f"{last.noisy_accuracy:.4f}",
+        "seconds": f"{training.seconds:.0f}",
+        "command": training.recipe.command,
+    }

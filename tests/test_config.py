@@ -20,15 +20,20 @@ def parameters_cell(notebook: Path) -> str:
     return "".join(cell["source"])
 
 
-def test_the_notebook_s_parameters_are_the_fields_with_their_defaults_types_and_comments():
-    source = parameters_cell(CERTIFY)
+def assert_parameters_are_fields(notebook: Path, settings: type) -> None:
+    """The parameters cell names every field in order, with its type, its default and a comment."""
+    source = parameters_cell(notebook)
     namespace: dict[str, object] = {}
     exec(source, namespace)
-    assert {field.name: namespace[field.name] for field in fields(RunConfig)} == asdict(RunConfig())
+    assert {field.name: namespace[field.name] for field in fields(settings)} == asdict(settings())
     lines = [line for line in source.splitlines() if line.strip()]
-    assert [line.split(":")[0] for line in lines] == [field.name for field in fields(RunConfig)]
-    for line, field in zip(lines, fields(RunConfig), strict=True):
+    assert [line.split(":")[0] for line in lines] == [field.name for field in fields(settings)]
+    for line, field in zip(lines, fields(settings), strict=True):
         assert f": {field.type.__name__} = " in line and "  # " in line  # type: ignore[union-attr]
+
+
+def test_the_notebook_s_parameters_are_the_fields_with_their_defaults_types_and_comments():
+    assert_parameters_are_fields(CERTIFY, RunConfig)
 
 
 @pytest.mark.parametrize(

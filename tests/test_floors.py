@@ -14,11 +14,13 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER
 
 # Lowest first: a module imports only from those before it. A new module takes its place here.
 FLOORS = """
-    errors smoothing noise networks datasets models records runfolder
-    inference sampling sigma analysis
-    certify memory training plots
+    errors smoothing noise networks datasets settings schedules
+    records checkpoints models runfolder trainfolder
+    inference sampling sigma analysis batches objectives
+    certify memory recipe trainer training plots
     config experiment
     __init__
+    __main__
 """.split()
 
 

@@ -345,7 +345,7 @@ def bluer_than(level: float) -> nn.Sequential:
 
 
 def based(network: nn.Module, normalize: str) -> BaseClassifier:
-    return BaseClassifier(models._with_normalization(network, normalize), "blue", "", normalize)
+    return BaseClassifier(models.with_normalization(network, normalize), "blue", "", normalize)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""`python -m ddviz train`, with the parameters of `notebooks/train.ipynb`; under torchrun, in many processes."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+import torch
+import torch.distributed as dist
+
+from ddviz.errors import InputError
+from ddviz.recipe import Recipe
+from ddviz.training import train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake ends with one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m ddviz", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    trainer = commands.add_parser("train", help="train a base classifier", allow_abbrev=False)
+    for field in fields(Recipe):
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
+        trainer.add_argument(f"--{field.name}", default=field.default, help=f"default {field.default!r}", **kind)  # type: ignore[arg-type]
+    given = vars(parser.parse_args(arguments))
+    del given["command"]
+    try:
+        with _processes():
+            training = train(Recipe(**given))
+    except InputError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    last = training.history[-1]
+    print(
+        f"{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under noise, "
+        f"{training.seconds:.0f} s"
+    )
+    return 0
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did: one a GPU, or any number on CPUs."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
