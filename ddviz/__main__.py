@@ -31,9 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     last = training.history[-1]
     print(
-        f"{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under noise, "
+        f"\n{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under noise, "
         f"{training.seconds:.0f} s"
     )
     return 0

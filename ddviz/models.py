@@ -4,6 +4,7 @@ import copy
 import difflib
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,7 @@ from ddviz.records import write_atomically
 WEIGHTS = Path(__file__).parent / "weights"
 ZOO = "zoo:"
 """What stands before a name of the zoo where a checkpoint file could be named too."""
-SIGMAS = (0.12, 0.25, 0.5)
-"""Noise levels that the networks of the zoo were trained at."""
+_DEFAULT = r"{}-\w+-cohen-([\d.]+)-fs"  # names of the networks that stand in where none is named
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
     "none": None,
@@ -63,8 +63,9 @@ def load(
 ) -> BaseClassifier:
     """The base classifier for a data set: from a checkpoint file or "zoo:<name>", or the default where none is named.
 
-    Defaults: digits, the package's network trained at the noise level nearest to `sigma`; imagenet, torchvision's
-    published ResNet-50 (downloaded on first use). arch "" and normalize "auto" are read off the checkpoint.
+    Defaults: digits and cifar10, the zoo's network that Cohen et al.'s method trained at the noise level nearest to
+    `sigma`; imagenet, torchvision's published ResNet-50 (downloaded on first use). arch "" and normalize "auto" are
+    read off the checkpoint.
 
     Raises: InputError where there is no default, or the file is missing, damaged or does not fit.
     """
@@ -76,9 +77,9 @@ def load(
         raise InputError(
             "arch and normalize describe a checkpoint, and none is named. Set checkpoint, or leave them out."
         )
-    if dataset == "digits":
-        level = min(SIGMAS, key=lambda trained: abs(trained - sigma))
-        return pretrained(f"digits-cnn-cohen-{level:g}-fs")
+    default = re.compile(_DEFAULT.format(re.escape(dataset)))
+    if levels := {float(found[1]): name for name in zoo() if (found := default.fullmatch(name))}:
+        return pretrained(levels[min(levels, key=lambda level: abs(level - sigma))])
     if dataset == "imagenet":
         return _torchvision_resnet50()
     raise InputError(
@@ -144,6 +145,7 @@ def from_checkpoint(path: str | Path, *, dataset: str = "", arch: str = "", norm
         name=_name(path),
         arch=found_arch,
         normalize=normalize,
+        notes=(metadata["note"],) if metadata.get("note") else (),
         metadata=metadata,
     )
 

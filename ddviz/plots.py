@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,6 +19,9 @@ from torch import Tensor
 from ddviz import analysis
 from ddviz.analysis import Gain
 from ddviz.records import Record, column
+from ddviz.smoothing import SMOOTHINGS
+from ddviz.trainfolder import SIGMA_EDGES
+from ddviz.training import Training
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,58 @@ def radius_gain(gains: Sequence[Gain], classes: Sequence[str], *, unit: str) -> 
             hovertemplate="image %{customdata[0]}, class %{customdata[1]}<br>fixed %{x:.3f}, sigma_x %{y:.3f} "
             "(%{customdata[2]:+.3f})<extra></extra>",
         )
+    return figure
+
+
+def training(run: Training) -> go.Figure:
+    """Loss, accuracies and the noise scales of the training images over the epochs; the title tells the time left."""
+    history, recipe = run.history, run.recipe
+    done, total = run.steps
+    left = run.seconds / max(1, done) * (total - done)
+    figure = make_subplots(1, 3, subplot_titles=["loss", "accuracy of test images", "noise scale of training images"])
+    epochs = [epoch.epoch for epoch in history]
+    lines = {
+        "loss": ([epoch.loss for epoch in history], _OTHERS[0], "%{y:.3f}"),
+        "clean": ([100 * epoch.clean_accuracy for epoch in history], _OTHERS[1], "%{y:.1f} %"),
+        "under noise": ([100 * epoch.noisy_accuracy for epoch in history], _OTHERS[2], "%{y:.1f} %"),
+    }
+    for name, (values, look, value) in lines.items():
+        figure.add_scatter(
+            x=epochs,
+            y=values,
+            name=name,
+            line={"color": look.color, "dash": look.dash, "width": 2.5},
+            hovertemplate=f"{name}: {value} in epoch %{{x}}<extra></extra>",
+            row=1,
+            col=1 if name == "loss" else 2,
+        )
+    shares = 100 / max(1, len(run.sigma)) * np.array([epoch.sigma_counts for epoch in history], dtype=float).T
+    figure.add_heatmap(
+        x=epochs,
+        y=[recipe.sigma * (low * high) ** 0.5 for low, high in pairwise(SIGMA_EDGES)],
+        z=np.where(shares > 0, shares, np.nan),
+        zmin=0,
+        zmax=max(5.0, shares[:, -1].max()),  # before they spread all images are in one bin
+        colorscale=[[0, "#FBE6D9"], [1, STYLES["data-dependent"].color]],
+        colorbar={"title": {"text": "images (%)"}},
+        hovertemplate="%{z:.1f} % of the images near %{y:.3f} in epoch %{x}<extra></extra>",
+        row=1,
+        col=3,
+    )
+    scale = SMOOTHINGS[recipe.norm].scale_name
+    figure.add_hline(y=recipe.sigma, line={"color": STYLES["fixed"].color, "width": 2}, row=1, col=3)  # type: ignore[arg-type]
+    figure.update_xaxes(title_text="epoch", range=[0.5, recipe.epochs + 0.5])
+    figure.update_yaxes(title_text="loss", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="right (%)", range=[0, 100], row=1, col=2)
+    figure.update_yaxes(title_text=f"{scale}_x ([0,1]-pixel units)", type="log", row=1, col=3)
+    when = f", {left:,.0f} s left" if done < total else f", {run.seconds:,.0f} s"
+    figure.update_layout(
+        title={"text": f"{recipe.title}: epoch {len(history)} of {recipe.epochs}{when}"},
+        template="plotly_white",
+        legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
+        margin={"l": 60, "r": 20, "t": 90, "b": 50},
+        height=420,
+    )
     return figure
 
 

@@ -1,5 +1,6 @@
 """The settings of a training run. Each default of `notebooks/train.ipynb` has its home here."""
 
+import shlex
 from dataclasses import asdict, dataclass
 
 from ddviz.errors import InputError
@@ -15,14 +16,14 @@ DEFAULT_ARCH = {"digits": "digits_cnn", "cifar10": "cifar_resnet20", "imagenet":
 """What is trained where no architecture is named."""
 
 _NOT_DECIDING = (
-    *("data_root", "download", "run_root", "name"),
+    *("data_root", "download", "run_root", "name", "note"),
     *("device", "compile", "workers", "checkpoint_steps", "eval_images"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Settings):
-    """What to train, and how: Algorithm 2 of arXiv 2012.04351 with `ds`, the method it builds on without.
+    """What to train, and how: Algorithm 2 of arXiv 2012.04351; without `ds`, the method it builds on.
 
     ds: each training image has a scale of its own, which starts at sigma, stays there for `warmup` epochs and then
     takes `iterations` steps of Algorithm 1 (step size search_lr, search_samples noise samples) at every visit.
@@ -40,8 +41,8 @@ class Recipe(Settings):
     objective: str = "gaussian"
     norm: str = "l2"
     sigma: float = 0.25
-    ds: bool = False
-    warmup: int = 0
+    ds: bool = True
+    warmup: int = 25
     iterations: int = 1
     search_lr: float = 0.01
     search_samples: int = 4
@@ -71,6 +72,7 @@ class Recipe(Settings):
     eval_images: int = 1000
     run_root: str = "runs"
     name: str = ""
+    note: str = ""
 
     def _check(self) -> None:
         self._check_choices(
@@ -126,7 +128,7 @@ class Recipe(Settings):
         for name, value in asdict(self).items():
             if value != defaults[name] and name not in ("data_root", "run_root", "download", "workers"):
                 flag = f"--{name}" if value is not False else f"--no-{name}"
-                words.append(flag if isinstance(value, bool) else f"{flag} {value}")
+                words.append(flag if isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}")
         return " ".join(words)
 
     def make_objective(self) -> Objective:

@@ -4,6 +4,7 @@ All randomness is named by (seed, epoch) or (seed, step), so that a killed run g
 had happened, and several processes train as one would on the same batches.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ class Trainer:
                 self._end_epoch(epoch, lessons)
                 self._save(folder)
                 last = self.history[-1]
-                progress.set_postfix(loss=f"{last.loss:.3f}", noisy_accuracy=f"{last.noisy_accuracy:.3f}")
+                shown = {"loss": f"{last.loss:.3f}", "noisy_accuracy": f"{last.noisy_accuracy:.3f}"}
+                progress.set_postfix(shown, refresh=False)
                 if self.share.rank == 0:
                     on_epoch()
 
@@ -220,6 +222,8 @@ class Trainer:
             desc=self.recipe.title,
             unit="step",
             mininterval=_PROGRESS_EVERY,  # a line every few seconds reads well in a log
+            maxinterval=_PROGRESS_EVERY,
+            file=sys.stdout,
             disable=self.share.rank > 0,
         )
 

@@ -147,4 +147,5 @@ def _metadata(training: Training, dtype: str) -> dict[str, str]:
         "noisy_accuracy": f"{last.noisy_accuracy:.4f}",
         "seconds": f"{training.seconds:.0f}",
         "command": training.recipe.command,
+        "note": training.recipe.note,
     }

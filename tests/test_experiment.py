@@ -216,7 +216,7 @@ def test_damaged_and_missing_configs_are_named(tmp_path):
     with pytest.raises(InputError, match=r"config\.json is damaged"):
         ddviz.run(config)
     (folder / "config.json").unlink()
-    with pytest.raises(InputError, match=r"expected .*config\.json beside certificates\.tsv"):
+    with pytest.raises(InputError, match=r"expected .*config\.json beside the results"):
         ddviz.run(config)
 
 
@@ -231,8 +231,10 @@ def test_two_processes_cannot_write_one_run(tmp_path, monkeypatch):
 def test_the_config_tells_what_decided_the_result(tmp_path):
     folder = ddviz.run(small(tmp_path, method="fixed", sigma=0.25)).runs["fixed"].folder
     stored = json.loads((folder / "config.json").read_text())
-    assert folder.name == "digits-digits_cnn_sigma0.25-l2-0.25-fixed"
-    assert stored["checkpoint"] == "digits_cnn_sigma0.25" and stored["device"] == "cpu" and len(stored["model"]) == 16
+    assert folder.name == "digits-cnn-cohen-0.25-fs-l2-0.25-fixed"
+    assert (
+        stored["checkpoint"] == "digits-cnn-cohen-0.25-fs" and stored["device"] == "cpu" and len(stored["model"]) == 16
+    )
     assert not {"data_root", "run_root", "max_images"} & stored.keys()
 
 

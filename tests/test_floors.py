@@ -17,7 +17,7 @@ FLOORS = """
     errors smoothing noise networks datasets settings schedules
     records checkpoints models runfolder trainfolder
     inference sampling sigma analysis batches objectives
-    certify memory recipe trainer training plots
+    certify memory recipe trainer training plots live
     config experiment
     __init__
     __main__

@@ -288,7 +288,7 @@ def digits() -> tuple[Tensor, Tensor]:
 )
 def test_the_digits_networks_know_their_digits(sigma, level, accuracy, digits):
     base = models.load("digits", sigma=sigma)
-    assert (base.name, base.arch, base.normalize) == (f"digits_cnn_sigma{level}", "digits_cnn", "none")
+    assert (base.name, base.arch, base.normalize) == (f"digits-cnn-cohen-{level}-fs", "digits_cnn", "none")
     x, labels = digits
     assert (logits(base, x).argmax(1) == labels).float().mean() > accuracy
     self_test(base, x, labels, 10)
@@ -406,9 +406,9 @@ def test_the_digest_is_the_same_in_another_process():
     assert other.stdout.strip() == models.load("digits").digest
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "my/folder"])
+@pytest.mark.parametrize("dataset", ["cifar100", "my/folder"])
 def test_without_a_default_network_a_checkpoint_is_asked_for(dataset):
-    with pytest.raises(InputError, match=rf"no default network for '{dataset}'. Name one with checkpoint=FILE"):
+    with pytest.raises(InputError, match=rf"no default network for '{dataset}'. Name one with checkpoint=zoo:NAME"):
         models.load(dataset)
 
 

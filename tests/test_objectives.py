@@ -142,7 +142,7 @@ def reference_pgd(network: nn.Module, batch: Batch, noise: Tensor, epsilon: floa
         adversarial = x.clone()
         for _ in range(steps):
             leaf = adversarial.clone().requires_grad_()
-            probability = sum(network((leaf + sample)[None])[0].softmax(0)[y] for sample in e) / len(e)
+            probability = torch.stack([network((leaf + sample)[None])[0].softmax(0)[y] for sample in e]).mean()
             (slope,) = torch.autograd.grad(-torch.log(probability), leaf)
             adversarial = (adversarial + 2 * epsilon / steps * slope / slope.norm()).clamp(0, 1)
             if (length := (adversarial - x).norm()) > epsilon:

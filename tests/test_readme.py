@@ -17,7 +17,7 @@ METHODS = {"fixed": "fixed", "ds": "data-dependent"}
 @pytest.mark.parametrize("sigma", ["0.12", "0.25"])
 def test_tables_are_those_of_the_record_files(sigma):
     folder = ROOT / "notebooks" / "results" / "digits"
-    name = f"digits-digits_cnn_sigma{sigma}-l2-{sigma}"
+    name = f"digits-cnn-cohen-{sigma}-fs-l2-{sigma}"
     runs = {shown: ddviz.read_records(folder / f"{name}-{short}" / "records.tsv") for short, shown in METHODS.items()}
     table = analysis.summary_table(runs, analysis.nice_radii(list(runs.values())), unit="l2")
     assert table.split("\n\n")[1] in README

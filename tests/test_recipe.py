@@ -50,14 +50,14 @@ def test_what_cannot_be_is_refused(parameters, message):
 @pytest.mark.parametrize(
     ("settings", "title"),
     [
-        ({}, "digits-cnn-cohen-0.25-fs"),
+        ({}, "digits-cnn-cohen-0.25-ds2"),
         (
-            {"dataset": "cifar10", "objective": "smoothadv", "sigma": 0.5, "ds": True},
+            {"dataset": "cifar10", "objective": "smoothadv", "sigma": 0.5},
             "cifar10-resnet20-smoothadv-0.5-ds2",
         ),
-        ({"dataset": "cifar10", "arch": "cifar_resnet18"}, "cifar10-resnet18-cohen-0.25-fs"),
-        ({"dataset": "imagenet", "objective": "macer"}, "imagenet-resnet50-macer-0.25-fs"),
-        ({"norm": "l1"}, "digits-cnn-yang-0.25-fs"),
+        ({"dataset": "cifar10", "arch": "cifar_resnet18", "ds": False}, "cifar10-resnet18-cohen-0.25-fs"),
+        ({"dataset": "imagenet", "objective": "macer"}, "imagenet-resnet50-macer-0.25-ds2"),
+        ({"norm": "l1"}, "digits-cnn-yang-0.25-ds2"),
         ({"name": "mine"}, "mine"),
     ],
 )
@@ -70,7 +70,14 @@ def test_a_recipe_is_named_by_what_it_makes(settings, title):
     [
         {},
         {"dataset": "cifar10", "objective": "macer", "samples": 4, "macer_lambda": 6.0, "augment": False},
-        {"ds": True, "warmup": 3, "init": "zoo:digits-cnn-cohen-0.25-fs", "compile": True, "sigma": 0.123456789},
+        {
+            "ds": True,
+            "warmup": 3,
+            "init": "zoo:digits-cnn-cohen-0.25-fs",
+            "compile": True,
+            "sigma": 0.123456789,
+            "note": "not 'so' quick",
+        },
     ],
 )
 def test_the_command_of_a_recipe_makes_it_again(settings, monkeypatch):
@@ -105,6 +112,7 @@ def test_objectives_are_given_their_settings():
 
 def test_every_setting_that_changes_the_weights_decides():
     spare = {
+        "note",
         "data_root",
         "download",
         "run_root",

@@ -128,7 +128,7 @@ def lines(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_run_killed_several_times_ends_with_the_records_of_an_unbroken_one(tmp_path):
     slow = {"max_images": 40, "n": 20_000, "iterations": 4, "search_batch": 16, "method": "ds", "dtype": "float32"}
-    name = "digits-digits_cnn_sigma0.12-l2-0.12-ds"
+    name = "digits-cnn-cohen-0.12-fs-l2-0.12-ds"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     unbroken = start(tmp_path / "whole.ipynb", {**slow, "run_root": whole})
     assert unbroken.wait(300) == 0
