@@ -1,4 +1,4 @@
-"""`python -m ddviz train`, with the parameters of `notebooks/train.ipynb`; under torchrun, in many processes."""
+"""Commands: `train`, with the parameters of notebooks/train.ipynb and under torchrun in many processes; `table`."""
 
 import argparse
 import contextlib
@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from ddviz.errors import InputError
 from ddviz.recipe import Recipe
+from ddviz.report import finished_runs, zoo_table
 from ddviz.training import train
 
 
@@ -20,26 +22,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ddviz", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     trainer = commands.add_parser("train", help="train a base classifier", allow_abbrev=False)
+    trainer.set_defaults(run=_train)
     for field in fields(Recipe):
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
         trainer.add_argument(f"--{field.name}", default=field.default, help=f"default {field.default!r}", **kind)  # type: ignore[arg-type]
-    given = vars(parser.parse_args(arguments))
-    del given["command"]
+    table = commands.add_parser("table", help="print the table of the zoo's finished runs in a folder")
+    table.add_argument("folder", type=Path)
+    table.set_defaults(run=lambda given: print(zoo_table(finished_runs(given.folder))))
+    given = parser.parse_args(arguments)
     try:
-        with _processes():
-            training = train(Recipe(**given))
+        given.run(given)
     except InputError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    return 0
+
+
+def _train(given: argparse.Namespace) -> None:
+    recipe = Recipe(**{field.name: getattr(given, field.name) for field in fields(Recipe)})
+    with _processes():
+        training = train(recipe)
     last = training.history[-1]
     print(
         f"\n{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under noise, "
         f"{training.seconds:.0f} s"
     )
-    return 0
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def recipe_of(command: str) -> Recipe:
 def typed(told: Mapping[str, str], recipe: Recipe) -> dict[str, object]:
     """The recipe's settings as the metadata tell them."""
     return {
-        name: (told[name] == "True") if isinstance(value, bool) else type(value)(told[name])
+        name: (told[name] == "True") if isinstance(value, bool) else type(value)(told[name])  # type: ignore[call-arg]
         for name, value in recipe.deciding.items()
     }
 

@@ -1,0 +1,151 @@
+"""Tables of finished runs of the zoo's networks, with the paper's beside them.
+
+python -m ddviz table notebooks/results/cifar10
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddviz import analysis
+from ddviz.errors import InputError
+from ddviz.records import Record, read_records
+
+PAPER_TABLES = Path(__file__).parent / "data" / "paper_tables.tsv"
+"""Certified accuracy and ACR of tables 1 to 4 of arXiv 2012.04351."""
+
+_METHODS = {"cohen": "Cohen", "smoothadv": "SmoothAdv", "macer": "MACER", "yang": "Yang"}
+_KINDS = {("fs", "fixed"): "", ("fs", "ds"): "-DS", ("ds2", "fixed"): "-DS2, fixed", ("ds2", "ds"): "-DS2"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One finished run of a network of the zoo.
+
+    method, sigma, training ("fs" or "ds2") are the network's; certification is "fixed" or "ds".
+    """
+
+    dataset: str
+    method: str
+    training: str
+    certification: str
+    config: Mapping[str, object]
+    records: Sequence[Record]
+
+    @property
+    def sigma(self) -> float:
+        """Noise scale of the certification, where the search starts."""
+        return float(str(self.config["sigma"]))
+
+    @property
+    def name(self) -> str:
+        """As the paper's tables call it: Cohen, Cohen-DS (certified with sigma_x), Cohen-DS2 (trained so too)."""
+        return _METHODS.get(self.method, self.method) + _KINDS[self.training, self.certification]
+
+
+def finished_runs(root: Path) -> list[Finished]:
+    """All runs in a folder of run folders whose records stand, in the order of the tables.
+
+    Raises: InputError where there is none.
+    """
+    found = []
+    for records in sorted(root.glob("*/records.tsv")):
+        config = json.loads((records.parent / "config.json").read_text(encoding="utf-8"))
+        dataset, _, method, _, training = str(config["checkpoint"]).split("-")
+        found.append(Finished(dataset, method, training, config["method"], config, read_records(records)))
+    if not found:
+        raise InputError(f"expected run folders with records.tsv in {root}, found none.")
+    order = (list(_METHODS), list(_KINDS))
+    return sorted(
+        found,
+        key=lambda run: (order[0].index(run.method), run.sigma, order[1].index((run.training, run.certification))),
+    )
+
+
+def zoo_table(runs: Sequence[Finished]) -> str:
+    """Markdown: how the runs were made, certified accuracy at the paper's radii, ACR, gain over fixed sigma.
+
+    The gain is the mean of the images' differences in radius (0 where the prediction is wrong) to the same network
+    with fixed sigma, with its standard error.
+    """
+    paper = _paper_rows(runs[0].dataset, str(runs[0].config["norm"]))
+    radii = (
+        [float(r) for r in paper[0]["radii"].split(",")] if paper else analysis.nice_radii([r.records for r in runs])
+    )
+    fixed = {(r.method, r.training, r.sigma): r.records for r in runs if r.certification == "fixed"}
+    rows = {}
+    for run in runs:
+        row = _cells(100 * analysis.certified_accuracy(run.records, radii), radii)
+        row["ACR"] = f"{analysis.average_certified_radius(run.records):.3f}"
+        base = fixed.get((run.method, run.training, run.sigma))
+        row["gain"] = _gain(base, run.records) if base and run.certification == "ds" else ""
+        row |= {"images": str(len(run.records)), "N": f"{run.config['n']:,}"}
+        rows[f"{run.name}, sigma {run.sigma:g}"] = row
+    parts = [_circumstances(runs), analysis.markdown(rows)]
+    if len({run.sigma for run in runs}) > 1:
+        parts += ["The best over sigma, at each radius and in ACR:", analysis.markdown(_envelopes(runs, radii))]
+    if paper:
+        published = {
+            row["method"]: dict(zip(_header(radii), row["certified_accuracy"].split(","), strict=True))
+            | {"ACR": f"{float(row['acr']):.3f}"}
+            for row in paper
+        }
+        parts += ["The paper (tables 1 to 3; best over sigma, N = 100,000):", analysis.markdown(published)]
+    return "\n\n".join(parts)
+
+
+def _paper_rows(dataset: str, norm: str) -> list[dict[str, str]]:
+    text = [line for line in PAPER_TABLES.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    head, *rows = (line.split("\t") for line in text)
+    named = [dict(zip(head, row, strict=True)) for row in rows]
+    return [row for row in named if (row["dataset"], row["norm"]) == (dataset, norm)]
+
+
+def _header(radii: Sequence[float]) -> list[str]:
+    return [f"{radius:g}" for radius in radii]
+
+
+def _cells(values: np.ndarray, radii: Sequence[float]) -> dict[str, str]:
+    return {name: f"{value:.1f}" for name, value in zip(_header(radii), values, strict=True)}
+
+
+def _gain(before: Sequence[Record], after: Sequence[Record]) -> str:
+    gained = [gain.gained for gain in analysis.gains(before, after)]
+    return f"{np.mean(gained):+.3f} ± {np.std(gained, ddof=1) / len(gained) ** 0.5:.3f}"
+
+
+def _envelopes(runs: Sequence[Finished], radii: Sequence[float]) -> dict[str, dict[str, str]]:
+    rows = {}
+    for name in dict.fromkeys(run.name for run in runs):
+        records = [run.records for run in runs if run.name == name]
+        rows[name] = _cells(100 * analysis.envelope(records, radii), radii)
+        rows[name]["ACR"] = f"{max(map(analysis.average_certified_radius, records)):.3f}"
+        rows[name]["sigmas"] = ", ".join(f"{run.sigma:g}" for run in runs if run.name == name)
+    return rows
+
+
+def _circumstances(runs: Sequence[Finished]) -> str:
+    """What all runs share, and what differs."""
+    shared = (
+        "norm",
+        "n0",
+        "alpha",
+        "seed",
+        "skip",
+        "device",
+        "dtype",
+        "solver",
+        "iterations",
+        "lr",
+        "samples",
+        "clamp",
+    )
+    told = []
+    for name in shared:
+        values = sorted({str(run.config[name]) for run in runs if name in run.config})
+        if values:
+            told.append(f"{name} {' or '.join(values)}")
+    return f"Certified accuracy in percent at each radius. Settings: {', '.join(told)}."
