@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given.run(given)
     except InputError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if _first_process():
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
@@ -46,10 +47,15 @@ def _train(given: argparse.Namespace) -> None:
     with _processes():
         training = train(recipe)
     last = training.history[-1]
-    print(
-        f"\n{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under noise, "
-        f"{training.seconds:.0f} s"
-    )
+    if _first_process():
+        print(
+            f"\n{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under "
+            f"noise, {training.seconds:.0f} s"
+        )
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -61,7 +67,7 @@ def _processes() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield
     finally:

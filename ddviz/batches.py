@@ -4,19 +4,22 @@ The order of an epoch and the augmentation of a step are named by (seed, epoch) 
 whole batch, of which a process takes its share: neither the number of processes nor a restart changes them.
 """
 
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset
 
 from ddviz.datasets import ImageSet
 from ddviz.noise import NoiseKey, Stage
 
 _STORED_BYTES = 4 << 30  # data sets up to this size are held on the device
+_CHUNK = 1000  # images packed at once, so that the host holds little more than the packed ones
 _ORDER, _CROPS = 0, 1  # blocks of Stage.AUGMENT
 
 
@@ -42,17 +45,20 @@ class Source(Protocol):
 
 
 def source(images: ImageSet, device: torch.device, workers: int = 0) -> Source:
-    """Hold the images on the device where they fit, else read them as they are needed, by `workers` processes."""
-    first = images.image(images.indices[0])
-    if first.numel() * len(images) <= _STORED_BYTES:
-        return Stored(packed(images.images(images.indices)).to(device))
-    return Streamed(images, device, workers)
+    """Hold the images on the device where they fit, else read them as they are needed, `workers` batches ahead."""
+    first = packed(images.image(images.indices[0]))
+    if first.numel() * first.element_size() * len(images) > _STORED_BYTES:
+        return Streamed(images, device, workers or os.cpu_count() or 1)
+    chunks = [packed(images.images(images.indices[i : i + _CHUNK])) for i in range(0, len(images), _CHUNK)]
+    if any(chunk.dtype != torch.uint8 for chunk in chunks):
+        chunks = [unpacked(chunk) for chunk in chunks]
+    return Stored(torch.cat(chunks).to(device))
 
 
 def packed(pixels: Tensor) -> Tensor:
     """Pixels as uint8 where they are whole 255ths, in a quarter of the memory; others as they are."""
-    bytes_ = (pixels * 255).round()
-    return bytes_.to(torch.uint8) if torch.allclose(bytes_ / 255, pixels, rtol=0, atol=1e-6) else pixels
+    whole = (pixels * 255).round()
+    return whole.to(torch.uint8) if torch.allclose(whole / 255, pixels, rtol=0, atol=1e-6) else pixels
 
 
 def unpacked(pixels: Tensor) -> Tensor:
@@ -71,20 +77,28 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Streamed(Dataset[Tensor]):
-    """Images read from their files, some batches ahead."""
+class Streamed:
+    """Images read from their files by threads, `ahead` batches before they are needed."""
 
     images: ImageSet
     device: torch.device
-    workers: int = 0
-
-    def __getitem__(self, row: int) -> Tensor:
-        return packed(self.images.image(self.images.indices[row]))
+    ahead: int
 
     def batches(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-        order = [chosen.tolist() for chosen in rows]
-        loader = DataLoader(self, batch_sampler=order, num_workers=self.workers, pin_memory=self.device.type == "cuda")
-        return (unpacked(pixels.to(self.device, non_blocking=True)) for pixels in loader)
+        waiting: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(self.ahead) as pool:
+            try:
+                for chosen in rows:
+                    waiting.append(pool.submit(self._read, chosen.tolist()))
+                    if len(waiting) > self.ahead:
+                        yield waiting.popleft().result().to(self.device)
+                while waiting:
+                    yield waiting.popleft().result().to(self.device)
+            finally:
+                pool.shutdown(cancel_futures=True)  # whoever stops early does not wait for more
+
+    def _read(self, rows: list[int]) -> Tensor:
+        return self.images.images([self.images.indices[row] for row in rows])
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> Tensor:
@@ -93,21 +107,22 @@ def epoch_order(images: int, *, seed: int, epoch: int) -> Tensor:
 
 
 def augmented(x: Tensor, *, seed: int, step: int, share: Share) -> Tensor:
-    """Random crops after padding by an eighth of the side, and mirror images of colour images.
+    """Random crops after padding by an eighth of each side, and mirror images of colour images.
 
     x: (B, C, H, W), the share's images of the step.
     """
     generator = _generator(seed, step, _CROPS)
-    whole, size = len(x) * share.world, x.shape[-1]
-    shift = size // 8
-    offsets = share.of(torch.randint(0, 2 * shift + 1, (whole, 2), generator=generator)).to(x.device)
-    mirrored = share.of(torch.rand(whole, generator=generator) < 0.5).to(x.device)
-    rows, columns = (offsets[:, axis, None] + torch.arange(size, device=x.device) for axis in (0, 1))
+    whole, sides = len(x) * share.world, x.shape[2:]
+    shifts = [side // 8 for side in sides]
+    starts = [share.of(torch.randint(0, 2 * shift + 1, (whole, 1), generator=generator)) for shift in shifts]
+    mirrored = share.of(torch.rand(whole, 1, generator=generator) < 0.5)
+    rows, columns = (start + torch.arange(side) for start, side in zip(starts, sides, strict=True))
     if x.shape[1] == 3:
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = rows.to(x.device)[:, :, None], columns.to(x.device)[:, None, :]
     image = torch.arange(len(x), device=x.device)[:, None, None]
-    cropped = pad(x, (shift,) * 4).permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
+    padded = pad(x, (shifts[1], shifts[1], shifts[0], shifts[0]))
+    return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
 
 
 def _generator(seed: int, number: int, block: int) -> torch.Generator:

@@ -38,9 +38,9 @@ def read(path: Path) -> tuple[dict, dict[str, str]]:
                 f"{path} holds more than weights ({name}), which could run code when it is loaded. On a machine that "
                 "trusts the file, save its state_dict alone (torch.save or safetensors) and load that."
             ) from None
-        raise InputError(f"{path} is truncated or is no checkpoint ({_first_line(error)}). Fetch it again.") from error
+        raise InputError(f"{path} is truncated or is no checkpoint ({first_line(error)}). Fetch it again.") from error
     except Exception as error:  # a damaged file can lead its reader anywhere
-        raise InputError(f"{path} is truncated or is no checkpoint ({_first_line(error)}). Fetch it again.") from error
+        raise InputError(f"{path} is truncated or is no checkpoint ({first_line(error)}). Fetch it again.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"expected {path} to hold a state dict, got a {type(content).__name__}.")
     return dict(content), {}
@@ -53,7 +53,8 @@ def _names_code(name: str) -> bool:
     return bool(attribute) and (loaded is None or hasattr(loaded, attribute))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error, short enough to quote."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 

@@ -112,7 +112,7 @@ def load(
     download: bool = False,
     image_size: int = 0,
 ) -> ImageSet:
-    """Load a data set by name, or any folder of class folders by its path.
+    """Load a data set by name, or any folder of class folders by its path; it may hold train/ and test/ with them.
 
     skip: take every skip-th image of the split, as the field does. max_images: then at most so many (0: all).
     data_root: where data lies ("": see `default_data_root`). download: fetch CIFAR-10 if it is missing.
@@ -132,7 +132,12 @@ def load(
             raise InputError(f"image_size is for folders of images; {name} has a size of its own. Leave it out.")
         whole = DATASETS[name](root, split, download)
     elif name and (folder := user_path(name)).is_dir():
-        whole = from_folder(folder, name=folder.resolve().name, resize=image_size, crop=image_size)
+        part = folder / split if all((folder / each).is_dir() for each in SPLITS) else folder
+        if split == "train" and part == folder:
+            raise InputError(
+                f"expected train/<class>/ and test/<class>/ in {folder}, to train on the one and test on the other."
+            )
+        whole = from_folder(part, name=folder.resolve().name, resize=image_size, crop=image_size)
     else:
         raise InputError(
             f"expected dataset to be one of {', '.join(DATASETS)}, or a folder of class folders, got {name!r}."

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -106,18 +107,29 @@ def _zoo_file(name: str) -> Path:
     names = zoo()
     if name not in names:
         near = difflib.get_close_matches(name, names, 3, cutoff=0.3)
-        raise InputError(f"the zoo has no {name!r}. Nearest: {', '.join(near)}. ddviz.models.zoo() lists all.")
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise InputError(f"the zoo has no {name!r}.{hint} ddviz.models.zoo() lists all.")
     return WEIGHTS / f"{name}.safetensors"
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a network's weights in float16, without its normalise layer, as safetensors with what is known of it."""
-    inner = network[1] if isinstance(network, nn.Sequential) and isinstance(network[0], Normalize) else network
-    state = {
-        key: value.detach().cpu().to(torch.float16 if value.is_floating_point() else value.dtype).contiguous()
-        for key, value in inner.state_dict().items()
-    }
+    """Write a network's weights, without its normalise layer, as safetensors with what is known of it.
+
+    They are rounded to float16, except for a tensor with numbers beyond its range.
+    """
+    inner = network[1] if isinstance(network, nn.Sequential) and normalization_of(network) else network
+    state = {key: value.detach().cpu().contiguous() for key, value in inner.state_dict().items()}
+    small = {key: value.half() for key, value in state.items() if value.is_floating_point()}
+    state |= {key: value for key, value in small.items() if value.isfinite().all()}
     write_atomically(path, save(state, dict(metadata)))
+
+
+def normalization_of(network: nn.Module) -> str:
+    """The name of the normalisation in front of a network, as `with_normalization` put it there; else ""."""
+    if not (isinstance(network, nn.Sequential) and len(network) == 2 and isinstance(first := network[0], Normalize)):
+        return ""
+    found = (tuple(first.mean.flatten().tolist()), tuple(first.std.flatten().tolist()))
+    return next((name for name, known in NORMALIZATIONS.items() if known and np.allclose(found, known, atol=1e-6)), "")
 
 
 def from_checkpoint(path: str | Path, *, dataset: str = "", arch: str = "", normalize: str = "auto") -> BaseClassifier:

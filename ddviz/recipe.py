@@ -1,5 +1,6 @@
 """The settings of a training run. Each default of `notebooks/train.ipynb` has its home here."""
 
+import re
 import shlex
 from dataclasses import asdict, dataclass
 
@@ -25,8 +26,10 @@ _NOT_DECIDING = (
 class Recipe(Settings):
     """What to train, and how: Algorithm 2 of arXiv 2012.04351; without `ds`, the method it builds on.
 
-    ds: each training image has a scale of its own, which starts at sigma, stays there for `warmup` epochs and then
-    takes `iterations` steps of Algorithm 1 (step size search_lr, search_samples noise samples) at every visit.
+    ds: each training image has a scale of its own, which starts at sigma, stays there for `warmup` epochs (-1: a
+    quarter of all) and then takes `iterations` steps of Algorithm 1 (step size search_lr, search_samples noise samples)
+    at every visit. Keep search_lr times the number of visits below about 0.3: a network learns the noise it meets, so
+    that scales which move on and on run away with its accuracy.
     samples: noisy copies of each image in a step (m of SmoothAdv, k of MACER). epsilon, attack...: SmoothAdv's.
     macer_lambda, gamma, beta: MACER's. "" and 0 leave a choice to the package.
     """
@@ -42,9 +45,9 @@ class Recipe(Settings):
     norm: str = "l2"
     sigma: float = 0.25
     ds: bool = True
-    warmup: int = 25
+    warmup: int = -1
     iterations: int = 1
-    search_lr: float = 0.01
+    search_lr: float = 0.002
     search_samples: int = 4
     clamp: float = 0.0005
     sigma_min: float = 0.0
@@ -89,7 +92,7 @@ class Recipe(Settings):
         self._check_dataset(self.dataset)
         self._check_device(self.device)
         least = {"epochs": 1, "batch": 1, "samples": 1, "search_samples": 1, "attack_steps": 1, "checkpoint_steps": 1}
-        least |= {"iterations": 0, "warmup": 0, "attack_warmup": 0, "workers": 0, "seed": 0, "eval_images": 1}
+        least |= {"iterations": 1, "warmup": -1, "attack_warmup": 0, "workers": 0, "seed": 0, "eval_images": 1}
         least |= {"image_size": 0, "search_lr": 0, "sigma_min": 0, "sigma_max": 0, "epsilon": 0, "macer_lambda": 0}
         self._check_least(least | {"weight_decay": 0})
         for name in ("lr", "gamma", "beta"):
@@ -105,11 +108,20 @@ class Recipe(Settings):
             )
         if self.ds and self.warmup >= self.epochs:
             raise InputError(f"expected warmup < epochs with ds, got {self.warmup} and {self.epochs}.")
+        if self.seed >= 2**63:
+            raise InputError(f"expected seed < 2**63, got {self.seed}.")
+        if re.search(r"[/\\]|^\.", self.name):
+            raise InputError(f"expected name to be that of a new folder in run_root, got {self.name!r}.")
 
     @property
     def deciding(self) -> dict[str, object]:
         """The settings that decide the weights; the others say where things are and how it is done."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs at sigma before the scales move."""
+        return self.epochs // 4 if self.warmup < 0 else self.warmup
 
     @property
     def title(self) -> str:
@@ -128,7 +140,7 @@ class Recipe(Settings):
         for name, value in asdict(self).items():
             if value != defaults[name] and name not in ("data_root", "run_root", "download", "workers"):
                 flag = f"--{name}" if value is not False else f"--no-{name}"
-                words.append(flag if isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}")
+                words.append(flag if isinstance(value, bool) else shlex.quote(f"{flag}={value}"))
         return " ".join(words)
 
     def make_objective(self) -> Objective:

@@ -198,7 +198,7 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            todo = "no space is left. What was certified so far is kept: free some space and run the same command again"
+            todo = "no space is left. What was done so far is kept: free some space and run the same command again"
         elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
             todo = "it may not be written. Choose another run_root"
         else:

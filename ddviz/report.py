@@ -4,6 +4,7 @@ python -m ddviz table notebooks/results/cifar10
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ PAPER_TABLES = Path(__file__).parent / "data" / "paper_tables.tsv"
 """Certified accuracy and ACR of tables 1 to 4 of arXiv 2012.04351."""
 
 _METHODS = {"cohen": "Cohen", "smoothadv": "SmoothAdv", "macer": "MACER", "yang": "Yang"}
+_NAME = re.compile(rf"(\w+)-\w+-({'|'.join(_METHODS)})-[\d.]+-(fs|ds2)")  # of a network of the zoo
 _KINDS = {("fs", "fixed"): "", ("fs", "ds"): "-DS", ("ds2", "fixed"): "-DS2, fixed", ("ds2", "ds"): "-DS2"}
 
 
@@ -29,6 +31,7 @@ class Finished:
     """
 
     dataset: str
+    model: str
     method: str
     training: str
     certification: str
@@ -47,21 +50,22 @@ class Finished:
 
 
 def finished_runs(root: Path) -> list[Finished]:
-    """All runs in a folder of run folders whose records stand, in the order of the tables.
+    """The finished runs of the zoo's networks in a folder of run folders, in the order of the tables.
 
     Raises: InputError where there is none.
     """
     found = []
     for records in sorted(root.glob("*/records.tsv")):
         config = json.loads((records.parent / "config.json").read_text(encoding="utf-8"))
-        dataset, _, method, _, training = str(config["checkpoint"]).split("-")
-        found.append(Finished(dataset, method, training, config["method"], config, read_records(records)))
+        if match := _NAME.fullmatch(str(config["checkpoint"])):
+            dataset, method, training = match.groups()
+            found.append(Finished(dataset, match[0], method, training, config["method"], config, read_records(records)))
     if not found:
-        raise InputError(f"expected run folders with records.tsv in {root}, found none.")
-    order = (list(_METHODS), list(_KINDS))
+        raise InputError(f"expected folders of finished runs of the zoo's networks in {root}, found none.")
+    methods, kinds = list(_METHODS), list(_KINDS)
     return sorted(
         found,
-        key=lambda run: (order[0].index(run.method), run.sigma, order[1].index((run.training, run.certification))),
+        key=lambda run: (methods.index(run.method), run.sigma, kinds.index((run.training, run.certification))),
     )
 
 
@@ -75,12 +79,12 @@ def zoo_table(runs: Sequence[Finished]) -> str:
     radii = (
         [float(r) for r in paper[0]["radii"].split(",")] if paper else analysis.nice_radii([r.records for r in runs])
     )
-    fixed = {(r.method, r.training, r.sigma): r.records for r in runs if r.certification == "fixed"}
+    fixed = {(run.model, run.sigma): run.records for run in runs if run.certification == "fixed"}
     rows = {}
     for run in runs:
         row = _cells(100 * analysis.certified_accuracy(run.records, radii), radii)
         row["ACR"] = f"{analysis.average_certified_radius(run.records):.3f}"
-        base = fixed.get((run.method, run.training, run.sigma))
+        base = fixed.get((run.model, run.sigma))
         row["gain"] = _gain(base, run.records) if base and run.certification == "ds" else ""
         row |= {"images": str(len(run.records)), "N": f"{run.config['n']:,}"}
         rows[f"{run.name}, sigma {run.sigma:g}"] = row

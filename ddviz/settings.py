@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -98,10 +99,9 @@ class Settings:
             )
 
     def _check_device(self, device: str) -> None:
-        kind = device.split(":")[0]
-        if device != "auto" and kind not in ("cpu", "cuda"):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise InputError(f"expected device to be auto, cpu, cuda or cuda:N, got {device!r}.")
-        if kind == "cuda" and not torch.cuda.is_available():
+        if device.startswith("cuda") and not torch.cuda.is_available():
             raise InputError("expected device to be cpu or auto: torch sees no CUDA device here, got 'cuda'.")
 
 

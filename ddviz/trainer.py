@@ -1,7 +1,8 @@
 """The training loop and its checkpoint: Algorithm 2 of arXiv 2012.04351 around any objective.
 
 All randomness is named by (seed, epoch) or (seed, step), so that a killed run goes on from its checkpoint as if nothing
-had happened, and several processes train as one would on the same batches.
+had happened, and several processes train as one would on the same batches. (Several on CPUs do not share BatchNorm's
+statistics, for torch cannot; on GPUs they do.)
 """
 
 import sys
@@ -26,7 +27,6 @@ from ddviz.smoothing import smoothing_for
 from ddviz.trainfolder import Epoch, TrainFolder, sigma_counts
 
 _MOMENTUM = 0.9
-_EVAL_BATCH = 500
 _PROGRESS_EVERY = 5  # seconds
 
 
@@ -67,8 +67,11 @@ class Trainer:
             model.compile()
         self.model = model
         self.parallel: nn.Module = DistributedDataParallel(model) if share.world > 1 else model
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise InputError("expected a network with parameters to train, got none.")
         self.optimizer = torch.optim.SGD(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            parameters,
             lr=recipe.lr,
             momentum=_MOMENTUM,
             weight_decay=recipe.weight_decay,
@@ -99,7 +102,8 @@ class Trainer:
                     progress.update()
                     if self.step % self.recipe.checkpoint_steps == 0 and self.step % self.steps_per_epoch:
                         self._save(folder)
-                self._end_epoch(epoch, lessons)
+                with explained_memory_errors("batch", size):
+                    self._end_epoch(epoch, lessons)
                 self._save(folder)
                 last = self.history[-1]
                 shown = {"loss": f"{last.loss:.3f}", "noisy_accuracy": f"{last.noisy_accuracy:.3f}"}
@@ -111,12 +115,13 @@ class Trainer:
         recipe = self.recipe
         if recipe.augment:
             x = augmented(x, seed=recipe.seed, step=self.step, share=self.share)
-        if recipe.ds and epoch >= recipe.warmup:
+        if recipe.ds and epoch >= recipe.warmup_epochs:
             self._search(epoch, rows, x)
         self.parallel.train()
         loss = objective(self.parallel, Batch(x, y, self.sigma[rows], epoch, self.smoothing, self._drawer(x)))
-        if loss.ndim:
-            raise InputError(f"expected the objective to return a scalar loss, got shape {tuple(loss.shape)}.")
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"expected the objective to return a scalar loss, got {got}.")
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr * SCHEDULES[recipe.schedule](self.step / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
@@ -128,7 +133,11 @@ class Trainer:
     def _search(self, epoch: int, rows: Tensor, x: Tensor) -> None:
         """K steps of Algorithm 1 from where the images' scales stood; an image's noise is new at each visit."""
         seed = NoiseKey(self.recipe.seed, epoch, Stage.TRAIN).block_seed(0)
-        path = self.search(self.model, x, self.sigma[rows], smoothing=self.smoothing, seed=seed, indices=rows.tolist())
+        start, numbers = self.sigma[rows], rows.tolist()
+        try:
+            path = self.search(self.model, x, start, smoothing=self.smoothing, seed=seed, indices=numbers)
+        except InputError as error:  # all that was checked before training stands, but for NaN
+            raise self._diverged() from error
         self.sigma[rows], self.moved[rows] = path.chosen, True
 
     def _drawer(self, x: Tensor) -> Callable[[int], Tensor]:
@@ -148,11 +157,9 @@ class Trainer:
 
     def _end_epoch(self, epoch: int, lessons: Lessons) -> None:
         """Measure what the epoch brought; noise on the test images is the same after every epoch."""
-        loss = self.loss / self.steps_per_epoch
-        if self.share.world > 1:
-            dist.all_reduce(loss)
-        self.loss.zero_()
         self._agree()
+        loss = self.loss.item() / self.steps_per_epoch
+        self.loss.zero_()
         self.model.eval()
         test, labels = lessons.test, lessons.test_labels
         key = NoiseKey(self.recipe.seed, 0, Stage.PREDICT)
@@ -160,29 +167,29 @@ class Trainer:
         self.history.append(
             Epoch(
                 epoch=epoch + 1,
-                loss=loss.item() / self.share.world,
-                clean_accuracy=accuracy(self.model, test, labels),
-                noisy_accuracy=accuracy(self.model, test + self.recipe.sigma * noise, labels),
+                loss=loss,
+                clean_accuracy=accuracy(self.model, test, labels, self.recipe.batch),
+                noisy_accuracy=accuracy(self.model, test + self.recipe.sigma * noise, labels, self.recipe.batch),
                 sigma_counts=sigma_counts(self.sigma, self.recipe.sigma),
             )
         )
 
     def _agree(self) -> None:
-        """Let all processes know the noise scales that each has moved."""
+        """Let all processes know the mean loss and the noise scales that each has moved."""
         if self.share.world > 1:
             found, moved = torch.where(self.moved, self.sigma, 0), self.moved.float()
             dist.all_reduce(found)
             dist.all_reduce(moved)
             self.sigma = torch.where(moved > 0, found, self.sigma)
             self.moved.zero_()
+            dist.all_reduce(self.loss)
+            self.loss /= self.share.world
 
     def _save(self, folder: TrainFolder) -> None:
         """Write a checkpoint: the first process does."""
         self._agree()
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
-            raise InputError(
-                f"the weights became NaN or infinite by step {self.step}. Set a lower lr, and another name or run_root."
-            )
+            raise self._diverged()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         if self.share.rank == 0:
@@ -195,25 +202,25 @@ class Trainer:
                 "loss": self.loss,
                 "seconds": self.seconds,
                 "rng": torch.get_rng_state(),  # a network of the user's may draw from the global generators
-                "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
+                "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
             }
             folder.save(state, self.history)
 
-    def resume(self, folder: TrainFolder) -> None:
-        """Take up the last checkpoint, where there is one; the first process reads it for all."""
-        found = [folder.load() if self.share.rank == 0 else None]
-        if self.share.world > 1:
-            dist.broadcast_object_list(found)
-        if found[0] is None:
-            return
-        state, self.history = found[0]
+    def _diverged(self) -> InputError:
+        return InputError(
+            f"the weights became NaN or infinite by step {self.step}. Set a lower lr, and another name or run_root."
+        )
+
+    def resume(self, state: dict[str, Any], history: list[Epoch]) -> None:
+        """Take up a checkpoint."""
+        self.history = history
         self.model.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.sigma, self.loss = state["sigma"].to(self.device), state["loss"].to(self.device)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
     def _progress(self) -> tqdm:
         return tqdm(
@@ -229,7 +236,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
     """Share of images (N, C, H, W) that the network classifies as their labels (N,)."""
-    parts = zip(images.split(_EVAL_BATCH), labels.split(_EVAL_BATCH), strict=True)
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
     return sum(int((network(x).argmax(1) == y).sum()) for x, y in parts) / len(labels)

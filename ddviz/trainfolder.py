@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddviz.checkpoints import first_line
 from ddviz.errors import InputError
 from ddviz.records import format_row, write_atomically
 from ddviz.runfolder import Folder
@@ -60,16 +61,16 @@ class TrainFolder(Folder):
         return self.path / f"{self.path.name}.safetensors"
 
     def begun(self) -> bool:
-        return self.checkpoint.exists()
+        return self.checkpoint.exists() or self.weights.exists()
 
     def save(self, state: dict[str, Any], history: Sequence[Epoch]) -> None:
         """Write a checkpoint and the history."""
-        file = io.BytesIO()
-        torch.save({**state, "history": [asdict(epoch) for epoch in history]}, file)
-        write_atomically(self.checkpoint, file.getvalue())
         columns = ["epoch", "loss", "clean_accuracy", "noisy_accuracy", "sigma_counts"]
         lines = [[*list(asdict(epoch).values())[:-1], " ".join(map(str, epoch.sigma_counts))] for epoch in history]
         write_atomically(self.path / "history.tsv", "".join(map(format_row, [columns, *lines])))
+        file = io.BytesIO()
+        torch.save({**state, "history": [asdict(epoch) for epoch in history]}, file)
+        write_atomically(self.checkpoint, file.getvalue())
 
     def load(self) -> tuple[dict[str, Any], list[Epoch]] | None:
         """The last checkpoint's state and history, None where there is none.
@@ -83,5 +84,5 @@ class TrainFolder(Folder):
             return state, [Epoch(**epoch) for epoch in state.pop("history")]
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise InputError(
-                f"{self.checkpoint} is damaged ({str(error).splitlines()[0]}). Remove {self.path} to train anew."
+                f"{self.checkpoint} is damaged ({first_line(error)}). Remove {self.path} to train anew."
             ) from error

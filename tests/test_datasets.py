@@ -226,6 +226,16 @@ def test_image_size_holds_for_arrays_too_and_keeps_them_in_range(value, tmp_path
     torch.testing.assert_close(data.images([0, 1]), torch.full((2, 3, 8, 8), value))
 
 
+def test_a_folder_may_hold_both_splits(tmp_path):
+    for split, classes in (("train", "ab"), ("test", "abc")):
+        for name in classes:
+            put(tmp_path / split / name / "0.png", Image.new("L", (4, 4)))
+    assert load(str(tmp_path), split="train").classes == ("a", "b")
+    assert load(str(tmp_path)).classes == ("a", "b", "c")
+    with pytest.raises(InputError, match=r"expected train/<class>/ and test/<class>/ in .*train"):
+        load(str(tmp_path / "train"), split="train")
+
+
 @pytest.mark.parametrize(("made", "found"), [((), 0), (("cat", "dog"), 2)])
 def test_a_folder_without_images_is_refused(made, found, tmp_path):
     for name in made:

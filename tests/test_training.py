@@ -6,16 +6,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import ddviz
 from ddviz import InputError, Recipe, datasets, models, train
 from ddviz.batches import Share
+from ddviz.networks import Normalize
 from ddviz.objectives import Batch, GaussianAugmentation
 from ddviz.sigma import Ascent
 from ddviz.smoothing import SMOOTHINGS
@@ -38,7 +41,7 @@ class Small(nn.Module):
 
 
 def settings(folder: Path, **changed) -> Recipe:
-    fast = {"epochs": 3, "batch": 100, "eval_images": 50, "checkpoint_steps": 5, "dtype": "float32"}
+    fast = {"ds": False, "epochs": 3, "batch": 100, "eval_images": 50, "checkpoint_steps": 5, "dtype": "float32"}
     return Recipe(**{**fast, "run_root": str(folder), **changed})
 
 
@@ -56,7 +59,7 @@ def test_every_objective_learns_digits(tmp_path, objective, norm):
     recipe = settings(
         tmp_path, objective=objective, norm=norm, epochs=12, samples=2, batch=50, ds=True, warmup=6, lr=0.05
     )
-    training = train(recipe if objective != "macer" else replace(recipe, macer_lambda=0.5, gamma=2.0, beta=1.0))
+    training = train(replace(recipe, macer_lambda=0.5, gamma=2.0, beta=1.0))
     first, last = training.history[0], training.history[-1]
     assert last.loss < 0.9 * first.loss and last.noisy_accuracy > 0.4 and len(training.history) == 12
     assert (training.sigma != recipe.sigma).float().mean() > 0.9 and training.steps == (12 * 24, 12 * 24)
@@ -142,11 +145,15 @@ def test_your_network_images_and_objective_are_used(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch": 5000}, "expected at least batch = 5000 training images, got 1200"),
+        ({"batch": 5000}, "expected at least batch = 5000 training images and a test image, got 1200"),
         ({"dataset": "cifar10", "data_root": "nowhere"}, "cifar10 was not found"),
         ({"init": "zoo:digits-cnn-cohen-0.3-fs"}, r"the zoo has no 'digits-cnn-cohen-0.3-fs'\. Nearest: .*0\.25-fs"),
         ({"init": "missing.pt"}, "expected a checkpoint file at missing.pt, found nothing"),
         ({"lr": 1e30}, r"the weights became NaN or infinite by step 5\. Set a lower lr"),
+        ({"lr": 1e30, "ds": True, "warmup": 0}, r"the weights became NaN or infinite by step [1-5]\. Set a lower lr"),
+        ({"arch": "cifar_resnet20"}, "the network cannot take images of shape"),
+        ({"normalize": "cifar10"}, "expected images of 3 channels, which the network normalises, got 1"),
+        ({"init": "zoo:cifar10-resnet20-cohen-0.25-fs"}, "holds a cifar_resnet20, not a digits_cnn"),
     ],
 )
 def test_mistakes_end_with_one_message_and_leave_no_weights(tmp_path, changed, message):
@@ -158,6 +165,29 @@ def test_mistakes_end_with_one_message_and_leave_no_weights(tmp_path, changed, m
 def test_an_objective_must_return_one_number(tmp_path):
     with pytest.raises(InputError, match=r"expected the objective to return a scalar loss, got shape \(100,\)"):
         train(settings(tmp_path), objective=lambda model, batch: model(batch.x)[:, 0])
+    with pytest.raises(InputError, match="expected the objective to return a scalar loss, got NoneType"):
+        train(settings(tmp_path, name="none"), objective=lambda model, batch: None)  # type: ignore[arg-type,return-value]
+
+
+def test_your_network_must_fit_the_images_and_have_something_to_train(tmp_path):
+    with pytest.raises(InputError, match=r"expected 10 classes .* got a network with 3"):
+        train(settings(tmp_path), network=nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    with pytest.raises(InputError, match="expected a network with parameters to train"):
+        train(settings(tmp_path), network=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)))
+
+
+def test_both_splits_must_have_the_same_classes(tmp_path):
+    other = replace(datasets.load("digits"), classes=("a", "b"))
+    with pytest.raises(InputError, match=r"expected the same classes to train and to test on, got 0, .*, 9 and a, b"):
+        train(settings(tmp_path), test_images=other)
+
+
+def test_no_images_are_not_the_recipe_s(tmp_path):
+    none = replace(datasets.load("digits"), indices=[])
+    with pytest.raises(InputError, match="got 0 and 597"):
+        train(settings(tmp_path), images=none)
+    with pytest.raises(InputError, match="a test image, got 1200 and 0"):
+        train(settings(tmp_path), test_images=none)
 
 
 def test_a_folder_without_a_default_network_asks_for_one(tmp_path):
@@ -197,7 +227,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path, killed_at
     assert calls == 36 + 1 + killed_at - saved[-1]  # nothing is done twice but what came after the last checkpoint
     unbroken = train(replace(recipe, run_root=str(tmp_path / "unbroken")), network=Small(), objective=killing)
     assert resumed.history == unbroken.history and torch.equal(resumed.sigma, unbroken.sigma)
-    assert resumed.weights.read_bytes() != b"" and resumed.seconds > 0
+    assert models.digest(resumed.base.network) == models.digest(unbroken.base.network) and resumed.seconds > 0
     for mine, other in zip(resumed.base.network.parameters(), unbroken.base.network.parameters(), strict=True):
         assert torch.equal(mine, other)
     (first, _), (second, _) = (state_of(tmp_path / name, recipe.title) for name in ("killed", "unbroken"))
@@ -218,10 +248,7 @@ def test_a_process_killed_by_the_system_loses_nothing(tmp_path):
         subprocess.run(command, stdout=log, stderr=log, check=True)
     unbroken = train(replace(recipe, run_root=str(tmp_path / "unbroken")))
     resumed = TrainFolder(checkpoint.parent).weights
-    assert (
-        resumed.read_bytes()[-100_000:]
-        and models.from_checkpoint(resumed).digest == models.from_checkpoint(unbroken.weights).digest
-    )
+    assert models.from_checkpoint(resumed).digest == models.from_checkpoint(unbroken.weights).digest
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
@@ -244,10 +271,42 @@ def test_other_settings_are_refused_by_name(tmp_path):
         train(settings(tmp_path), objective=lambda model, batch: model(batch.x).sum())
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_other_images_are_refused(tmp_path):
+    """As many, with the same labels: only the pixels differ."""
+    images = datasets.load("digits", split="train")
+    train(settings(tmp_path), images=images)
+    with pytest.raises(InputError, match=r"images was '.*' when .* was begun"):
+        train(settings(tmp_path), images=replace(images, read=lambda index: images.read(index) / 2))
+
+
+def test_a_run_of_your_own_objective_and_network_is_taken_up_again(tmp_path):
+    """In the same kernel, where the network is trained already, and in another, where it is random."""
+    first = train(settings(tmp_path), network=Small(), objective=partial(scaled, factor=2.0))
+    for network in (first.base.network, Small()):
+        again = train(settings(tmp_path), network=network, objective=partial(scaled, factor=2.0))
+        assert again.history == first.history and again.base.network is network
+        assert all(map(torch.equal, network.state_dict().values(), first.base.network.state_dict().values()))
+
+
+def scaled(model: nn.Module, batch: Batch, factor: float) -> Tensor:
+    return factor * GaussianAugmentation()(model, batch)
+
+
+def test_weights_left_by_other_settings_are_not_taken_for_these(tmp_path):
+    first = train(settings(tmp_path))
+    (first.weights.parent / "checkpoint.pt").unlink()
+    with pytest.raises(InputError, match=r"lr was 0\.1 when"):
+        train(settings(tmp_path, lr=0.01))
+    written = first.weights.read_bytes()
+    first.weights.write_bytes(b"old")
+    assert len(train(settings(tmp_path)).weights.read_bytes()) == len(written)
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_damaged_checkpoint_is_named(tmp_path, length):
     training = train(settings(tmp_path))
     checkpoint = training.weights.parent / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    checkpoint.write_bytes(checkpoint.read_bytes()[:length])
     with pytest.raises(InputError, match=r"checkpoint\.pt is damaged .* Remove .* to train anew"):
         train(settings(tmp_path))
 
@@ -257,13 +316,35 @@ def test_weights_are_saved_with_their_recipe_and_load_as_a_checkpoint(tmp_path):
     base = models.load("digits", checkpoint=training.weights)
     told = base.metadata
     assert (told["arch"], told["sigma"], told["ds"], told["epochs"]) == ("digits_cnn", "0.25", "True", "3")
-    assert told["command"].startswith("python -m ddviz train --ds --epochs 3 --batch 100 --")
+    assert told["command"].startswith("python -m ddviz train --epochs=3 --batch=100 --")
     assert float(told["noisy_accuracy"]) == pytest.approx(training.history[-1].noisy_accuracy, abs=1e-4)
     assert not any(str(tmp_path) in value for value in told.values())
     for kept, trained in zip(base.network.parameters(), training.base.network.parameters(), strict=True):
         assert torch.equal(kept, trained.half().float())
     lines = (training.weights.parent / "history.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["epoch", "1", "2", "3"]
+
+
+def test_weights_of_your_own_network_say_so_and_load_where_the_architecture_is_known(tmp_path):
+    network = models.load("digits").network
+    training = train(settings(tmp_path), network=network, objective=scaled_twice)
+    base = models.from_checkpoint(training.weights)
+    assert (base.arch, base.normalize, base.metadata["objective"]) == ("digits_cnn", "none", "scaled_twice")
+    assert (base.metadata["own"], base.metadata["command"]) == ("network, objective", "")
+
+
+def scaled_twice(model: nn.Module, batch: Batch) -> Tensor:
+    return scaled(model, batch, 2.0)
+
+
+def test_weights_beyond_half_precision_and_networks_of_several_parts_are_kept_whole(tmp_path):
+    norm = nn.BatchNorm2d(4)
+    norm.running_var.fill_(2e5)  # type: ignore[union-attr]
+    parts = nn.Sequential(Normalize([0.4] * 3, [0.2] * 3), nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(4, 2))
+    models.save_weights(parts, tmp_path / "w.safetensors", {})
+    kept = load_file(tmp_path / "w.safetensors")
+    assert kept.keys() == parts.state_dict().keys() and torch.equal(kept["2.running_var"], norm.running_var)  # type: ignore[arg-type]
+    assert kept["1.weight"].dtype == torch.float16
 
 
 def test_scales_are_counted_in_tenths_of_octaves():
@@ -299,11 +380,21 @@ def test_lower_precision_learns_nearly_the_same(tmp_path):
     assert runs[0].history[0].loss != runs[1].history[0].loss
 
 
-def test_compiled_training_is_asked_for_by_a_setting(tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(self))
-    train(settings(tmp_path, compile=True, epochs=1))
-    assert len(compiled) == 1 and isinstance(compiled[0], Precision)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at all
+def test_compiled_training_gives_the_same_weights(tmp_path, monkeypatch):
+    """Traced as for the compiler, run as it is."""
+    plain, calls, compile_ = train(settings(tmp_path / "plain", ds=True, epochs=1, warmup=0)), [], nn.Module.compile
+
+    def traced(self):
+        calls.append(self)
+        compile_(self, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    compiled = train(settings(tmp_path / "compiled", ds=True, epochs=1, warmup=0, compile=True))
+    assert len(calls) == 1 and isinstance(calls[0], Precision)
+    assert models.from_checkpoint(compiled.weights).arch == "digits_cnn"
+    for one, other in zip(compiled.base.network.parameters(), plain.base.network.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.gpu

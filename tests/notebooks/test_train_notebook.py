@@ -44,7 +44,7 @@ def test_the_result_is_named_and_is_a_checkpoint(executed):
     notebook, folder = executed
     weights = folder / "runs" / "digits-cnn-cohen-0.25-ds2" / "digits-cnn-cohen-0.25-ds2.safetensors"
     said = outputs(notebook, "text/markdown")[-1]
-    assert str(weights) in said and "python -m ddviz train --warmup 4 --epochs 12" in said
+    assert str(weights) in said and "python -m ddviz train --warmup=4 --epochs=12" in said
     assert models.load("digits", checkpoint=weights).arch == "digits_cnn"
 
 
