@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from ddviz.errors import InputError
 from ddviz.recipe import Recipe
-from ddviz.report import finished_runs, zoo_table
+from ddviz.records import write_atomically
+from ddviz.report import finished_runs, with_table, zoo_table
 from ddviz.training import train
 
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainer.add_argument(f"--{field.name}", default=field.default, help=f"default {field.default!r}", **kind)  # type: ignore[arg-type]
     table = commands.add_parser("table", help="print the table of the zoo's finished runs in a folder")
     table.add_argument("folder", type=Path)
-    table.set_defaults(run=lambda given: print(zoo_table(finished_runs(given.folder))))
+    table.add_argument("--into", type=Path, help="a file to put it into, between <!-- table: FOLDER'S NAME --> and end")
+    table.set_defaults(run=_table)
     given = parser.parse_args(arguments)
     try:
         given.run(given)
@@ -52,6 +54,14 @@ def _train(given: argparse.Namespace) -> None:
             f"\n{training.weights}: {last.clean_accuracy:.1%} of test images right, {last.noisy_accuracy:.1%} under "
             f"noise, {training.seconds:.0f} s"
         )
+
+
+def _table(given: argparse.Namespace) -> None:
+    table = zoo_table(finished_runs(given.folder))
+    if given.into is None:
+        print(table)
+    else:
+        write_atomically(given.into, with_table(given.into.read_text(encoding="utf-8"), given.folder.name, table))
 
 
 def _first_process() -> bool:

@@ -175,7 +175,16 @@ def training(run: Training) -> go.Figure:
     figure.update_xaxes(title_text="epoch", range=[0.5, recipe.epochs + 0.5])
     figure.update_yaxes(title_text="loss", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="right (%)", range=[0, 100], row=1, col=2)
-    figure.update_yaxes(title_text=f"{scale}_x ([0,1]-pixel units)", type="log", row=1, col=3)
+    ticks = [recipe.sigma * 2.0**octave for octave in range(-2, 3)]
+    figure.update_yaxes(
+        title_text=f"{scale}_x ([0,1]-pixel units)",
+        type="log",
+        tickvals=ticks,
+        ticktext=[f"{tick:.3g}" for tick in ticks],
+        range=np.log10([ticks[0], ticks[-1]]).tolist(),
+        row=1,
+        col=3,
+    )
     when = f", {left:,.0f} s left" if done < total else f", {run.seconds:,.0f} s"
     figure.update_layout(
         title={"text": f"{recipe.title}: epoch {len(history)} of {recipe.epochs}{when}"},

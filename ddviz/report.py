@@ -153,3 +153,16 @@ def _circumstances(runs: Sequence[Finished]) -> str:
         if values:
             told.append(f"{name} {' or '.join(values)}")
     return f"Certified accuracy in percent at each radius. Settings: {', '.join(told)}."
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A document with its part between `<!-- table: name -->` and `<!-- end -->` replaced.
+
+    Raises: InputError where there is no such part.
+    """
+    start = f"<!-- table: {name} -->"
+    before, found, rest = text.partition(start)
+    _, end, after = rest.partition("<!-- end -->")
+    if not (found and end):
+        raise InputError(f"expected {start} and <!-- end --> in the document, found no such part.")
+    return f"{before}{start}\n{table}\n{end}{after}"

@@ -8,7 +8,9 @@ import pytest
 from ddviz import InputError, Record
 from ddviz import __main__ as command_line
 from ddviz.records import write_records
-from ddviz.report import finished_runs, zoo_table
+from ddviz.report import finished_runs, with_table, zoo_table
+
+RESULTS = Path(__file__).parents[1] / "notebooks" / "results"
 
 FIXED = [Record(0, 1, 1, 0.3, 1, 0.25), Record(20, 2, 2, 0.6, 1, 0.25), Record(40, 3, 1, 0.9, 0, 0.25)]
 CHOSEN = [Record(0, 1, 1, 0.5, 1, 0.3), Record(20, 2, 2, 0.6, 1, 0.25), Record(40, 3, 3, 0.4, 1, 0.2)]
@@ -77,9 +79,26 @@ def test_the_command_prints_the_table_or_says_what_is_missing(root, tmp_path, ca
     assert "expected folders of finished runs of the zoo's networks" in capsys.readouterr().err
 
 
+def test_the_command_puts_the_table_into_a_document(root, tmp_path, capsys):
+    document = tmp_path / "README.md"
+    document.write_text(f"# Results\n\n<!-- table: {root.name} -->\nold\n<!-- end -->\n\nwords\n")
+    assert command_line.main(["table", str(root), "--into", str(document)]) == 0
+    table = zoo_table(finished_runs(root))
+    assert document.read_text() == f"# Results\n\n<!-- table: {root.name} -->\n{table}\n<!-- end -->\n\nwords\n"
+    document.write_text("nothing\n")
+    assert command_line.main(["table", str(root), "--into", str(document)]) == 2
+    assert "expected <!-- table: " in capsys.readouterr().err and document.read_text() == "nothing\n"
+
+
 def test_other_data_sets_have_radii_of_their_own_and_no_paper(tmp_path):
     finished(tmp_path, "digits-cnn-cohen-0.25-fs", "fixed", FIXED)
     table = zoo_table(finished_runs(tmp_path))
     assert "paper" not in table and "| 0.9 |" in table
     with pytest.raises(InputError, match="found none"):
         finished_runs(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_the_published_tables_are_those_of_the_record_files(name):
+    document = (RESULTS / "README.md").read_text()
+    assert document == with_table(document, name, zoo_table(finished_runs(RESULTS / name)))
