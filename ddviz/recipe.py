@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from ddviz.errors import InputError
 from ddviz.models import NORMALIZATIONS
@@ -20,6 +20,7 @@ _NOT_DECIDING = (
     *("data_root", "download", "run_root", "name", "note"),
     *("device", "compile", "workers", "checkpoint_steps", "eval_images"),
 )
+_SEARCH_ONLY = ("warmup", "iterations", "search_lr", "search_samples", "clamp", "sigma_min", "sigma_max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ class Recipe(Settings):
     @property
     def deciding(self) -> dict[str, object]:
         """The settings that decide the weights; the others say where things are and how it is done."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+        left_out = _NOT_DECIDING + (() if self.ds else _SEARCH_ONLY)
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def warmup_epochs(self) -> int:
@@ -135,11 +137,12 @@ class Recipe(Settings):
     @property
     def command(self) -> str:
         """The command that trains this."""
-        defaults = asdict(Recipe())
+        left_out = ("data_root", "run_root", "download", "workers", *(() if self.ds else _SEARCH_ONLY))
         words = ["python -m ddviz train"]
-        for name, value in asdict(self).items():
-            if value != defaults[name] and name not in ("data_root", "run_root", "download", "workers"):
-                flag = f"--{name}" if value is not False else f"--no-{name}"
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and field.name not in left_out:
+                flag = f"--{field.name}" if value is not False else f"--no-{field.name}"
                 words.append(flag if isinstance(value, bool) else shlex.quote(f"{flag}={value}"))
         return " ".join(words)
 

@@ -131,6 +131,8 @@ def test_every_setting_that_changes_the_weights_decides():
     }
     assert {field.name for field in fields(Recipe)} - set(Recipe().deciding) == spare
     assert Recipe().deciding.items() <= asdict(Recipe()).items()
+    searching = {"warmup", "iterations", "search_lr", "search_samples", "clamp", "sigma_min", "sigma_max"}
+    assert set(Recipe().deciding) - set(Recipe(ds=False).deciding) == searching
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
