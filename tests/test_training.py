@@ -1,6 +1,7 @@
 """Training: resumed, shared between processes, with scales of each image's own, saved with what is known of it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -357,14 +358,19 @@ def test_scales_are_counted_in_tenths_of_octaves():
 # --- how the work is done
 
 
+def in_two_processes(recipe: Recipe) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, *shlex.split(recipe.command)[1:], "--run_root", recipe.run_root]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["smoothadv", "macer"])
 def test_two_processes_train_as_one(tmp_path, objective):
     recipe = settings(tmp_path / "two", objective=objective, samples=2, ds=True, epochs=2, checkpoint_steps=7, lr=0.05)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, *recipe.command.split()[1:], "--run_root", recipe.run_root]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = in_two_processes(recipe)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of test images right") == 1
     one = train(replace(recipe, run_root=str(tmp_path / "one")))
     (alone, history), (shared, shared_history) = (state_of(tmp_path / name, recipe.title) for name in ("one", "two"))
     for key, value in alone["network"].items():
@@ -372,6 +378,16 @@ def test_two_processes_train_as_one(tmp_path, objective):
     assert torch.allclose(shared["sigma"], alone["sigma"], atol=1e-3) and (alone["sigma"] != 0.25).float().mean() > 0.9
     assert [epoch.loss for epoch in shared_history] == pytest.approx([epoch.loss for epoch in history], rel=1e-3)
     assert models.from_checkpoint(tmp_path / "two" / recipe.title / one.weights.name).arch == "digits_cnn"
+
+
+@pytest.mark.slow
+def test_processes_share_a_mistake(tmp_path):
+    """Found by the first one alone, said once, and no process waits for another."""
+    recipe = settings(tmp_path, epochs=1)
+    train(recipe)
+    done = in_two_processes(replace(recipe, lr=0.05))
+    assert done.returncode != 0 and done.stderr.count("InputError: lr was 0.1 when") == 1
+    assert "ddviz/" not in done.stderr  # torchrun has a traceback of its own, ours is none
 
 
 def test_lower_precision_learns_nearly_the_same(tmp_path):
