@@ -1,6 +1,6 @@
 """Images a second of training with noise against the published loop, interleaved in one run on this machine.
 
-    python tests/benchmarks/train_speed.py [--arch cifar_resnet20] [--steps 40] [--rounds 5] [--device cpu]
+    python tests/benchmarks/train_speed.py [--arch cifar_resnet20] [--steps 40] [--rounds 5] [--device cpu] [--compile]
 
 The yardstick is the training loop of Cohen et al. 2019 as its authors describe it: a DataLoader with random crops and
 mirror images in worker processes, randn noise, a float32 step of SGD. Each way has a process of its own. Images
@@ -120,13 +120,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="one row more, which takes minutes to compile")
     args = parser.parse_args()
 
     common = (args.arch, args.device, args.steps)
     low = default_dtype(torch.device(args.device))
     ways = [Way(*common, workers=workers) for workers in (0, 2)]
     ways += [Way(*common, dtype=dtype) for dtype in dict.fromkeys(["float32", low])]
-    ways += [Way(*common, dtype=low, compile=True)]
+    ways += [Way(*common, dtype=low, compile=True)] if args.compile else []
     times: dict[Way, list[float]] = {way: [] for way in ways}
     for _ in range(args.rounds):
         for way in ways:  # a process of its own each time: what one does to the allocator must not help the next
