@@ -14,13 +14,24 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHODS = {"fixed": "fixed", "ds": "data-dependent"}
 
 
+def runs_of(folder: str) -> dict[str, list[ddviz.Record]]:
+    path = ROOT / "notebooks" / "results" / folder
+    return {shown: ddviz.read_records(Path(f"{path}-{short}") / "records.tsv") for short, shown in METHODS.items()}
+
+
 @pytest.mark.parametrize("sigma", ["0.12", "0.25"])
-def test_tables_are_those_of_the_record_files(sigma):
-    folder = ROOT / "notebooks" / "results" / "digits"
-    name = f"digits-cnn-cohen-{sigma}-fs-l2-{sigma}"
-    runs = {shown: ddviz.read_records(folder / f"{name}-{short}" / "records.tsv") for short, shown in METHODS.items()}
+def test_digits_tables_are_those_of_the_record_files(sigma):
+    runs = runs_of(f"digits/digits-cnn-cohen-{sigma}-fs-l2-{sigma}")
     table = analysis.summary_table(runs, analysis.nice_radii(list(runs.values())), unit="l2")
     assert table.split("\n\n")[1] in README
+
+
+def test_the_cifar10_table_is_that_of_the_record_files():
+    runs = runs_of("cifar10/cifar10-resnet20-cohen-0.25-fs-l2-0.25")
+    table = analysis.summary_table(runs, [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2], unit="l2")
+    assert table.split("\n\n")[1] in README
+    before, after = (analysis.average_certified_radius(records) for records in runs.values())
+    assert f"{after / before - 1:.0%}".replace("%", " %") == "35 %"
 
 
 def test_the_example_runs():
@@ -34,7 +45,9 @@ def test_the_example_runs():
 
 def test_every_parameter_that_is_named_exists():
     named = set(re.findall(r"-p (\w+) ", README))
-    assert len(named) > 8 and named <= {field.name for field in fields(ddviz.RunConfig)}
+    assert len(named) > 8 and named <= {
+        field.name for kind in (ddviz.RunConfig, ddviz.Recipe) for field in fields(kind)
+    }
 
 
 def test_every_file_that_is_named_exists():
