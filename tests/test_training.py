@@ -27,6 +27,7 @@ from ddviz.trainer import Precision, Trainer
 from ddviz.trainfolder import SIGMA_EDGES, TrainFolder, sigma_counts
 
 CPU = torch.device("cpu")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: another number of threads rounds differently
 
 
 class Small(nn.Module):
@@ -241,12 +242,12 @@ def test_a_process_killed_by_the_system_loses_nothing(tmp_path):
     command = [sys.executable, *recipe.command.split()[1:], "--run_root", recipe.run_root]
     checkpoint = TrainFolder(tmp_path / "killed" / recipe.title).checkpoint
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ONE_THREAD)
         while not checkpoint.exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
-        subprocess.run(command, stdout=log, stderr=log, check=True)
+        subprocess.run(command, stdout=log, stderr=log, check=True, env=ONE_THREAD)
     unbroken = train(replace(recipe, run_root=str(tmp_path / "unbroken")))
     resumed = TrainFolder(checkpoint.parent).weights
     assert models.from_checkpoint(resumed).digest == models.from_checkpoint(unbroken.weights).digest
@@ -361,7 +362,7 @@ def test_scales_are_counted_in_tenths_of_octaves():
 def in_two_processes(recipe: Recipe) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, *shlex.split(recipe.command)[1:], "--run_root", recipe.run_root]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD)
 
 
 @pytest.mark.slow
