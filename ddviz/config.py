@@ -78,13 +78,12 @@ class RunConfig(Settings):
 
     def make_solver(self) -> Solver:
         """The solver these settings describe; a grid is given as many evaluations as K steps forward and back."""
-        bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         common = {
             "samples": self.samples,
             "clamp": self.clamp,
             "keep_class": self.keep_class,
             "keep_radius": self.keep_radius,
-            **{name: bound for name, bound in bounds.items() if bound},
+            **self._bounds(sigma_min=self.sigma_min, sigma_max=self.sigma_max),
         }
         if self.solver == "grid":
             return Grid(evaluations=2 * self.iterations, **common)  # type: ignore[arg-type]

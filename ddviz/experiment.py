@@ -5,7 +5,6 @@ cheap, and is replayed over all images in order of index.
 """
 
 import copy
-import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from ddviz.inference import default_dtype
 from ddviz.memory import Answer, Case, replay
 from ddviz.models import BaseClassifier
 from ddviz.records import Record, is_correct, read_rows, write_records
-from ddviz.runfolder import RunFolder, pixel_hash
+from ddviz.runfolder import RunFolder, pixel_hash, short_hash
 from ddviz.sampling import Sampler
 from ddviz.settings import torch_device
 from ddviz.sigma import default_search_batch
@@ -179,13 +178,9 @@ def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | No
         sampler=sampler,
         shape=pixels[0].shape,
         search_batch=config.search_batch or default_search_batch(pixels[0], config.samples),
-        images_hash=_hash(images.classes, list(map(int, images.labels))),
-        model_hash=_hash(base.digest, answers),
+        images_hash=short_hash(images.classes, list(map(int, images.labels))),
+        model_hash=short_hash(base.digest, answers),
     )
-
-
-def _hash(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _run_method(bench: _Bench, method: str) -> Run:

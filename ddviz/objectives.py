@@ -97,7 +97,7 @@ class Macer:
     beta: float = 16.0
 
     def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
-        logits = network(noisy(batch.x, batch.noise(self.samples))).unflatten(0, (len(batch.x), self.samples))
+        logits = _logits(network, batch.x, batch.noise(self.samples))
         top, classes = (self.beta * logits).softmax(2).mean(1).topk(2)
         gap = _gap(batch.smoothing, top.detach())
         counts = (classes[:, 0] == batch.y) & gap.isfinite() & (gap < self.gamma)
@@ -152,7 +152,7 @@ def ddn(network: nn.Module, x: Tensor, y: Tensor, noise: Tensor, *, epsilon: flo
         moved = delta + rate * _direction(slope)
         delta = _within(x, _direction(moved) * _column(norm, x), epsilon)
     with torch.no_grad():
-        adversarial = _predicted(network, x + delta, noise) != y
+        adversarial = _predicted(_logits(network, x + delta, noise)) != y
     best, smallest = _better(delta, adversarial, best, smallest)
     return x + torch.where(_column(smallest.isfinite(), x), best, delta)
 
@@ -165,13 +165,19 @@ def _slope(network: nn.Module, x: Tensor, delta: Tensor, y: Tensor, noise: Tenso
     """Gradient of `smoothed_nll` at x + delta, and where the smoothed prediction is wrong (B,)."""
     delta = delta.detach().requires_grad_()
     with torch.enable_grad():
-        logits = network(noisy(x + delta, noise)).unflatten(0, noise.shape[:2])
+        logits = _logits(network, x + delta, noise)
         (slope,) = torch.autograd.grad(smoothed_nll(logits, y).sum(), delta)
-    return slope, logits.detach().softmax(2).mean(1).argmax(1) != y
+    return slope, _predicted(logits.detach()) != y
 
 
-def _predicted(network: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
-    return network(noisy(x, noise)).unflatten(0, noise.shape[:2]).softmax(2).mean(1).argmax(1)
+def _logits(network: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
+    """Logits (B, m, classes) of images under their noise (B, m, C, H, W)."""
+    return network(noisy(x, noise)).unflatten(0, noise.shape[:2])
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """Class (B,) that the smoothed classifier prefers, from logits (B, m, classes)."""
+    return logits.softmax(2).mean(1).argmax(1)
 
 
 def _better(delta: Tensor, adversarial: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor]:

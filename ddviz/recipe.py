@@ -162,12 +162,11 @@ class Recipe(Settings):
 
     def make_search(self) -> Ascent:
         """K steps of Algorithm 1, as training takes them at each visit of an image."""
-        bounds = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         return Ascent(
             iterations=self.iterations,
             lr=self.search_lr,
             samples=self.search_samples,
             clamp=self.clamp,
             end_radius=False,
-            **{name: bound for name, bound in bounds.items() if bound},  # type: ignore[arg-type]
+            **self._bounds(sigma_min=self.sigma_min, sigma_max=self.sigma_max),  # type: ignore[arg-type]
         )

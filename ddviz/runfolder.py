@@ -123,6 +123,11 @@ class RunFolder(Folder):
         return any(read_rows(path) for path in files)
 
 
+def short_hash(*values: object) -> str:
+    """16 hexadecimal digits that name plain values."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
 def pixel_hash(image: Tensor) -> str:
     """12 hexadecimal digits that name an image's pixels."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:12]

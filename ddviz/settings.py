@@ -90,6 +90,10 @@ class Settings:
         if not 0 < clamp < 0.5:
             raise InputError(f"expected clamp in (0, 0.5), got {clamp:g}.")
 
+    def _bounds(self, **bounds: float) -> dict[str, float]:
+        """The bounds of a search that are set; 0 leaves the solver's own."""
+        return {name: bound for name, bound in bounds.items() if bound}
+
     def _check_dataset(self, dataset: str) -> None:
         if dataset not in DATASETS and not user_path(dataset).is_dir():
             near = difflib.get_close_matches(dataset, DATASETS, 1)

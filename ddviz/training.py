@@ -4,7 +4,6 @@ python -m ddviz train --dataset cifar10 --sigma 0.25 --epochs 17
 torchrun --nproc-per-node 8 -m ddviz train --dataset imagenet --epochs 90
 """
 
-import hashlib
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from ddviz.models import BaseClassifier
 from ddviz.networks import ARCHITECTURES, MEAN_STD
 from ddviz.objectives import Objective
 from ddviz.recipe import DEFAULT_ARCH, Recipe
-from ddviz.runfolder import pixel_hash
+from ddviz.runfolder import pixel_hash, short_hash
 from ddviz.sampling import DTYPES, keep_freed_memory
 from ddviz.settings import torch_device
 from ddviz.trainer import Lessons, Precision, Trainer
@@ -93,7 +92,7 @@ def train(
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(recipe.seed)
         base = _base(recipe, network, len(images.classes))
-        start = _hash(str(network)) if network is not None else base.digest
+        start = short_hash(str(network)) if network is not None else base.digest
         base.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         _check_network(base.network, images, test_images, device)
         folder = TrainFolder(datasets.user_path(recipe.run_root) / recipe.title)
@@ -193,14 +192,10 @@ def _check_network(network: nn.Module, images: ImageSet, test_images: ImageSet, 
 def _images_hash(images: ImageSet) -> str:
     """Names the training images: all labels and numbers, the pixels of some."""
     some = images.indices[:: max(1, len(images) // 8)]
-    return _hash(
+    return short_hash(
         *([int(images.labels[index]) for index in images.indices], list(images.indices)),
         [pixel_hash(images.image(index)) for index in some],
     )
-
-
-def _hash(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _name(objective: Objective) -> str:
