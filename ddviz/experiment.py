@@ -4,12 +4,11 @@ The costly stages are independent for each image and resume where they stopped. 
 cheap, and is replayed over all images in order of index.
 """
 
-import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -17,21 +16,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddviz import datasets, models
+from ddviz.bench import Bench, prepare
 from ddviz.certify import certify
 from ddviz.config import METHODS, RunConfig
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError, explained_memory_errors
-from ddviz.inference import default_dtype
 from ddviz.memory import Answer, Case, replay
 from ddviz.models import BaseClassifier
 from ddviz.records import Record, is_correct, read_rows, write_records
-from ddviz.runfolder import RunFolder, pixel_hash, short_hash
-from ddviz.sampling import Sampler
-from ddviz.settings import torch_device
-from ddviz.sigma import default_search_batch
+from ddviz.runfolder import RunFolder, pixel_hash
 
-_SELF_TEST_IMAGES = 32
 _PROGRESS_EVERY = 5  # seconds
 
 
@@ -78,47 +72,6 @@ class Experiment:
     runs: dict[str, Run]
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """Everything loaded and tested, ready to certify."""
-
-    config: RunConfig
-    images: ImageSet
-    base: BaseClassifier
-    network: nn.Module
-    sampler: Sampler
-    shape: torch.Size
-    search_batch: int
-    images_hash: str
-    model_hash: str
-
-    def folder(self, method: str) -> RunFolder:
-        """<data set>-<model>-<norm>-<scale>-<method> in run_root; a network of the zoo names its data set itself."""
-        config, data = self.config, f"{self.images.name}-"
-        name = f"{data}{self.base.name.removeprefix(data)}-{config.norm}-{config.sigma:g}-{method}"
-        return RunFolder(datasets.user_path(config.run_root) / name)
-
-    def identity(self, method: str) -> dict[str, object]:
-        """Everything that decides the records of a method, choices of the package resolved."""
-        identity = self.config.deciding(method) | {
-            "dataset": self.images.name,
-            "images": self.images_hash,
-            "checkpoint": self.base.name,
-            "model": self.model_hash,
-            "method": method,
-            "device": self.sampler.device.type,
-            "dtype": self.sampler.dtype,
-            "batch": self.sampler.batch,
-        }
-        return identity | ({} if method == "fixed" else {"search_batch": self.search_batch})
-
-    def image(self, index: int) -> Tensor:
-        """Pixels of one image, of the size of all."""
-        image = self.images.image(index)
-        datasets.check_size(image, index, self.shape, self.images.indices[0])
-        return image
-
-
 def run(config: RunConfig, *, network: nn.Module | None = None, images: ImageSet | None = None) -> Experiment:
     """Certify the images of a config with each of its methods; resume where an earlier call stopped.
 
@@ -126,64 +79,11 @@ def run(config: RunConfig, *, network: nn.Module | None = None, images: ImageSet
 
     Raises: InputError for what the user can put right; ResourceError where the machine's limits are met.
     """
-    bench = _prepare(config, network, images)
+    bench = prepare(config, network, images)
     return Experiment(config, bench.images, bench.base, {METHODS[m]: _run_method(bench, m) for m in config.methods})
 
 
-def _prepare(config: RunConfig, network: nn.Module | None, images: ImageSet | None) -> _Bench:
-    """Load, test and fingerprint everything before the first certificate."""
-    if images is None:
-        images = datasets.load(
-            config.dataset,
-            data_root=config.data_root,
-            skip=config.skip,
-            max_images=config.max_images,
-            download=config.download,
-            image_size=config.image_size,
-        )
-    if not len(images):
-        raise InputError(f"expected at least one image of {images.name} ({images.where}), got none.")
-    if network is None:
-        base = models.load(
-            config.dataset,
-            checkpoint=config.checkpoint,
-            arch=config.arch,
-            normalize=config.normalize,
-            sigma=config.sigma,
-        )
-    else:
-        base = BaseClassifier(network, type(network).__name__, arch="own", normalize="as given")
-    device = torch_device(config.device)
-    on_device = copy.deepcopy(base.network).to(device).eval()
-    probes = range(0, len(images.labels), max(1, len(images.labels) // _SELF_TEST_IMAGES))[:_SELF_TEST_IMAGES]
-    pixels = images.images([images.indices[0], *probes])
-    labels = torch.tensor([int(images.labels[index]) for index in (images.indices[0], *probes)])
-    models.self_test(replace(base, network=on_device), pixels.to(device), labels.to(device), len(images.classes))
-    with torch.no_grad():  # a module of the user's may hold more than its parameters tell
-        answers = on_device(pixels.to(device)).argmax(1).tolist() if base.arch == "own" else []
-    with explained_memory_errors("batch", config.batch):
-        sampler = Sampler.prepare(
-            on_device,
-            pixels[0],
-            device=device,
-            dtype=default_dtype(device) if config.dtype == "auto" else config.dtype,
-            batch=config.batch,
-            num_classes=len(images.classes),
-        )
-    return _Bench(
-        config=config,
-        images=images,
-        base=base,
-        network=on_device,
-        sampler=sampler,
-        shape=pixels[0].shape,
-        search_batch=config.search_batch or default_search_batch(pixels[0], config.samples),
-        images_hash=short_hash(images.classes, list(map(int, images.labels))),
-        model_hash=short_hash(base.digest, answers),
-    )
-
-
-def _run_method(bench: _Bench, method: str) -> Run:
+def _run_method(bench: Bench, method: str) -> Run:
     """Certify what is missing in one method's folder, then replay the memory."""
     folder = bench.folder(method)
     with folder.locked():
@@ -202,7 +102,7 @@ def _run_method(bench: _Bench, method: str) -> Run:
         return _finish(bench, method, folder)
 
 
-def _scales(bench: _Bench, method: str, folder: RunFolder, batch: Sequence[int]) -> dict[int, float]:
+def _scales(bench: Bench, method: str, folder: RunFolder, batch: Sequence[int]) -> dict[int, float]:
     """Noise scale of each image of a batch: sigma for all, or found by the solver and kept in sigmas.tsv.
 
     The batch is always searched whole, so that a resumed search rounds as an unbroken one.
@@ -220,7 +120,7 @@ def _scales(bench: _Bench, method: str, folder: RunFolder, batch: Sequence[int])
     return known
 
 
-def _search(bench: _Bench, indices: Sequence[int]) -> list[float]:
+def _search(bench: Bench, indices: Sequence[int]) -> list[float]:
     with explained_memory_errors("search_batch", len(indices)):
         path = bench.config.make_solver()(
             bench.network,
@@ -233,7 +133,7 @@ def _search(bench: _Bench, indices: Sequence[int]) -> list[float]:
     return path.chosen.tolist()
 
 
-def _certified_row(bench: _Bench, index: int, sigma: float) -> list[object]:
+def _certified_row(bench: Bench, index: int, sigma: float) -> list[object]:
     """Certify one image: its record, the hash of its pixels, the seconds it took."""
     began = time.perf_counter()
     config, image, label = bench.config, bench.image(index), int(bench.images.labels[index])
@@ -262,7 +162,7 @@ def _certified_row(bench: _Bench, index: int, sigma: float) -> list[object]:
     return [*asdict(record).values(), pixel_hash(image), round(time.perf_counter() - began, 4)]
 
 
-def _finish(bench: _Bench, method: str, folder: RunFolder) -> Run:
+def _finish(bench: Bench, method: str, folder: RunFolder) -> Run:
     """Replay the memory over all certificates of the folder in order of index, and write the records.
 
     A run of fewer images than the folder holds is given its part; the file keeps them all.
@@ -284,7 +184,7 @@ def _finish(bench: _Bench, method: str, folder: RunFolder) -> Run:
 
 
 def _with_pixels(
-    bench: _Bench, certificates: Sequence[Record], hashes: dict[int, str], folder: RunFolder
+    bench: Bench, certificates: Sequence[Record], hashes: dict[int, str], folder: RunFolder
 ) -> Iterator[tuple[Tensor, Record]]:
     """Each certificate with the pixels that it was drawn for."""
     for record in certificates:

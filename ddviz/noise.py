@@ -37,6 +37,8 @@ class Stage(IntEnum):
     """Training; the image's number is the step's, and the samples are those of the whole batch."""
     AUGMENT = 6
     """Random crops, mirror images and the order of training images."""
+    SHOW = 7
+    """Pictures and landscapes for the eye; nothing is decided by them."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _OTHERS = [
     Style("#56B4E9", "longdash", "cross"),
     Style("#E69F00", "longdashdot", "x"),
 ]
-_GREY = "#808080"  # readable on light and dark pages alike
+GREY = "#808080"  # readable on light and dark pages alike
 
 
 def style(name: str, position: int = 0) -> Style:
@@ -117,7 +117,7 @@ def radius_gain(gains: Sequence[Gain], classes: Sequence[str], *, unit: str) -> 
     x, y = ([max(0.0, getattr(gain, side)) for gain in gains] for side in ("before", "after"))
     top = 1.05 * max([*x, *y, 1e-6])
     figure.add_scatter(
-        x=[0, top], y=[0, top], mode="lines", name="no change", line={"color": _GREY, "dash": "dot"}, hoverinfo="skip"
+        x=[0, top], y=[0, top], mode="lines", name="no change", line={"color": GREY, "dash": "dot"}, hoverinfo="skip"
     )
     for name, wanted in (("gained", True), ("lost or unchanged", False)):
         chosen = [i for i, gain in enumerate(gains) if (gain.gained > 0) == wanted]
@@ -220,7 +220,12 @@ def gallery(images: Sequence[Tensor], captions: Sequence[str], *, title: str, co
 
 
 def thumbnail(image: Tensor, size: int = 128) -> str:
-    """An image (C, H, W) as a PNG data URI; small ones are enlarged without smoothing."""
+    """An image (C, H, W) as a PNG data URI."""
+    return "data:image/png;base64," + base64.b64encode(picture_png(image, size)).decode()
+
+
+def picture_png(image: Tensor, size: int = 128) -> bytes:
+    """An image (C, H, W) as a PNG file, its longer side `size` pixels; small ones are enlarged without smoothing."""
     pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
     factor = size / max(picture.size)
@@ -228,4 +233,4 @@ def thumbnail(image: Tensor, size: int = 128) -> str:
     picture = picture.convert("RGB").resize([max(1, round(side * factor)) for side in picture.size], kind)  # type: ignore[arg-type]
     file = io.BytesIO()
     picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()

@@ -14,11 +14,12 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER
 
 # Lowest first: a module imports only from those before it. A new module takes its place here.
 FLOORS = """
-    errors smoothing noise networks datasets settings schedules
+    errors smoothing noise networks datasets settings schedules jobs figureview
     records checkpoints models runfolder trainfolder
     inference sampling sigma analysis report batches objectives
     certify memory recipe trainer training plots live
-    config experiment
+    config bench experiment exploration
+    scenes widgets explorer
     __init__
     __main__
 """.split()

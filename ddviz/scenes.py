@@ -1,0 +1,152 @@
+"""Figures that hands play with: values go in, a plotly figure comes out. Nothing here computes a result.
+
+A figure here is plotly's own plain form, {"data": [...], "layout": {...}}: plotly's classes check every value, which
+takes longer than all else between a slider and its picture. `go.Figure(figure)` makes one of them, and tests do.
+Figures have no background, so that light and dark pages both read well, and keep their zoom from one picture to the
+next (uirevision).
+"""
+
+from collections.abc import Sequence
+
+from ddviz.exploration import Study
+from ddviz.plots import GREY, STYLES
+from ddviz.smoothing import smoothing_for
+
+Figure = dict[str, object]
+Trace = dict[str, object]
+
+FIXED, FOUND = STYLES["fixed"], STYLES["data-dependent"]
+GRID, CURVE = "#E69F00", "#009E73"
+_BAND = "rgba(0, 158, 115, 0.2)"
+_EDGE = {"color": "#FFFFFF", "width": 1}
+_CLASSES = 5
+
+
+def explorer(study: Study, k: int, classes: Sequence[str]) -> Figure:
+    """One image: its radius over the noise scale, sigma and radius over the steps, class probabilities at both scales.
+
+    k: the step of the path that counts as sigma_x.
+    """
+    config = study.config
+    scale, sigma_x = smoothing_for(config.norm).scale_name, study.sigma[k].item()
+    before, after = (study.landscape.at(sigma)[0] for sigma in (config.sigma, sigma_x))
+    title = (
+        f"Image {study.index}: estimated radius {before:.3f} at {scale}_0 = {config.sigma:.3f}, {after:.3f} at "
+        f"{scale}_x = {sigma_x:.3f} after {k} steps"
+    )
+    view = (study.index, config.sigma, config.iterations, config.lr, config.samples, config.norm)
+    layout = styled(title, view=str(view)) | {
+        "xaxis": axis(f"{scale} ([0,1]-pixel units)", domain=[0, 0.4]),
+        "yaxis": axis(f"estimated radius ({config.norm}, [0,1]-pixel units)"),
+        "xaxis2": axis("step k", domain=[0.49, 0.74], anchor="y3"),
+        "yaxis2": axis(f"{scale} at step k", domain=[0.54, 1], anchor="x2"),
+        "yaxis3": axis("its radius", domain=[0, 0.46], anchor="x2"),
+        "xaxis3": axis("mean probability of a class", domain=[0.84, 1], range=[0, 1], anchor="y4"),
+        "yaxis4": axis("", type="category", anchor="x3"),  # digits are names, not numbers
+    }
+    traces = [*_landscape(study, k, scale), *_steps(study, k), *_probabilities(study, k, scale, classes)]
+    return {"data": traces, "layout": layout}
+
+
+def styled(title: str, *, view: str, height: int = 440) -> dict[str, object]:
+    """The layout that all figures here share. view: zoom is kept as long as it stays the same."""
+    return {
+        "title": {"text": title, "font": {"size": 15}, "x": 0, "xref": "paper", "y": 0.98, "yanchor": "top"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "legend": {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
+        "margin": {"l": 60, "r": 15, "t": 50, "b": 100},
+        "height": height,
+        "uirevision": view,
+        "hoverlabel": {"font": {"color": "#000000"}, "bgcolor": "#FFFFFF"},
+    }
+
+
+def axis(title: str, **more: object) -> dict[str, object]:
+    """An axis with lines that show on light and dark pages."""
+    lines = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)", "linecolor": GREY}
+    return {"title": {"text": title}, **lines, **more}
+
+
+def marker(x: float, y: float, name: str, color: str, symbol: str, **more: object) -> Trace:
+    """One large marked point."""
+    look = {"color": color, "symbol": symbol, "size": 13, "line": _EDGE}
+    return {"type": "scatter", "x": [x], "y": [y], "mode": "markers", "name": name, "marker": look, **more}
+
+
+def _landscape(study: Study, k: int, scale: str) -> list[Trace]:
+    around, sigma = study.landscape, study.landscape.sigma.tolist()
+    low, high = ((around.radius + side * 1.96 * around.error).tolist() for side in (-1, 1))
+    path = study.sigma[: k + 1].tolist()
+    band = {
+        "type": "scatter",
+        "x": [*sigma, *sigma[::-1]],
+        "y": [*high, *low[::-1]],
+        "fill": "toself",
+        "fillcolor": _BAND,
+        "line": {"width": 0},
+        "mode": "lines",
+        "name": "95 % band",
+        "hoverinfo": "skip",
+    }
+    curve = {
+        "type": "scatter",
+        "x": sigma,
+        "y": around.radius.tolist(),
+        "mode": "lines",
+        "name": f"R({scale})",
+        "line": {"color": CURVE, "width": 2},
+        "hovertemplate": f"radius %{{y:.3f}} at {scale} = %{{x:.3f}}<extra></extra>",
+    }
+    steps = {
+        "type": "scatter",
+        "x": path,
+        "y": [around.at(sigma)[0] for sigma in path],
+        "mode": "lines",  # a marker a step would take half of the time of a picture
+        "name": "path of Algorithm 1",
+        "line": {"color": FOUND.color, "width": 7},
+        "opacity": 0.45,
+        "customdata": list(range(k + 1)),
+        "hovertemplate": f"step %{{customdata}}: {scale} = %{{x:.3f}}<extra></extra>",
+    }
+    points = [
+        (f"{scale}_0", study.config.sigma, FIXED.color, FIXED.symbol),
+        (f"{scale}_x", path[-1], FOUND.color, FOUND.symbol),
+        ("grid search", study.grid, GRID, "x"),
+    ]
+    hover = f"%{{fullData.name}}: {scale} = %{{x:.3f}}<br>radius %{{y:.3f}}<extra></extra>"
+    marked = [marker(x, around.at(x)[0], name, *look, hovertemplate=hover) for name, x, *look in points]
+    return [band, curve, steps, *marked]
+
+
+def _steps(study: Study, k: int) -> list[Trace]:
+    traces = []
+    for y, values, name in (("y2", study.sigma, "scale"), ("y3", study.radius, "radius")):
+        place = {"xaxis": "x2", "yaxis": y, "showlegend": False}
+        hover = f"step %{{x}}: {name} %{{y:.3f}}<extra></extra>"
+        line = {"y": values.tolist(), "mode": "lines", "line": {"color": FOUND.color, "width": 1.5}}
+        traces.append({"type": "scatter", **line, "hovertemplate": hover, **place})
+        traces.append(marker(k, values[k].item(), name, FOUND.color, FOUND.symbol, hoverinfo="skip", **place))
+    return traces
+
+
+def _probabilities(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
+    """Bars of the classes that are likeliest at either scale; the true one is marked."""
+    both = [study.landscape.at(sigma)[1] for sigma in (study.config.sigma, study.sigma[k].item())]
+    wanted = (both[0] + both[1]).topk(min(_CLASSES, len(classes))).indices.flip(0).tolist()
+    names = [f"<b>{classes[c]} (true)</b>" if c == study.label else classes[c] for c in wanted]
+    return [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "x": values[wanted].tolist(),
+            "y": names,
+            "name": name,
+            "marker": {"color": look.color},
+            "showlegend": False,
+            "hovertemplate": f"%{{y}} under {name}: %{{x:.3f}}<extra></extra>",
+            "xaxis": "x3",
+            "yaxis": "y4",
+        }
+        for name, look, values in zip((f"{scale}_0", f"{scale}_x"), (FIXED, FOUND), both, strict=True)
+    ]
