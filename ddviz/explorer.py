@@ -90,6 +90,7 @@ class Explorer(ipw.VBox):
         self.progress = ipw.FloatProgress(min=0, max=1, layout={"width": "150px"})
         self.result = ipw.HTML()
         super().__init__(self._arranged())
+        self.add_class("ddviz-explorer")
         self._connect()
         self._load()
 
@@ -142,8 +143,9 @@ class Explorer(ipw.VBox):
     def _load(self) -> None:
         """Load data and network, then show the first image."""
         self._stop_certifying()
-        self.study, self.bench, self.memory = None, None, Memory(self.norm.value)
-        settings = {"dataset": self.dataset.value, "checkpoint": self.checkpoint.value, "norm": self.norm.value}
+        self.study, self.bench, self.memory = None, None, Memory(str(self.norm.value))
+        chosen = {"dataset": self.dataset, "checkpoint": self.checkpoint, "norm": self.norm}
+        settings = {name: str(control.value) for name, control in chosen.items()}
         self.status.say("Loading data and network ...")
         self._searching.start(lambda _token: self._prepared(settings), self._loaded, self.status.fail)
 

@@ -58,6 +58,7 @@ def styled(title: str, *, view: str, height: int = 440) -> dict[str, object]:
         "margin": {"l": 60, "r": 15, "t": 50, "b": 100},
         "height": height,
         "uirevision": view,
+        "modebar": {"bgcolor": "rgba(0,0,0,0)"},
         "hoverlabel": {"font": {"color": "#000000"}, "bgcolor": "#FFFFFF"},
     }
 

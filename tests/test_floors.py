@@ -19,7 +19,7 @@ FLOORS = """
     inference sampling sigma analysis report batches objectives
     certify memory recipe trainer training plots live
     config bench experiment exploration
-    scenes widgets explorer
+    plane scenes plane_scenes widgets explorer tour
     __init__
     __main__
 """.split()

@@ -14,7 +14,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 _FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-_FLAGS += ["disable-component-update", "disable-sync"]
+_FLAGS += ["disable-component-update", "disable-sync", "js-flags=--expose-gc"]
 _NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
 _RUN_ALL = """async () => {
     const app = window.jupyterapp, pause = () => new Promise(resolve => setTimeout(resolve, 100));
@@ -27,7 +27,7 @@ _RUN_ALL = """async () => {
 
 
 class Lab:
-    """A page of JupyterLab with one notebook. requests: what it asked of any other machine than this one."""
+    """A page of JupyterLab with one notebook. foreign: what it asked of any other machine than this one."""
 
     def __init__(self, page, address: str, folder: Path):
         self.page, self._address, self.folder = page, address, folder
@@ -56,9 +56,36 @@ class Lab:
         newer = "after => Number(document.querySelector('.ddviz-figure')?.dataset.version ?? -1) > after"
         self.page.wait_for_function(newer, arg=after, timeout=1000 * seconds, polling=5)
 
+    def command(self, name: str, **arguments: object) -> None:
+        """Run one of JupyterLab's own commands."""
+        self.page.evaluate(
+            "([name, a]) => window.jupyterapp.commands.execute(name, a).then(() => null)", [name, arguments]
+        )
+
+    def press(self, css: str, key: str) -> float:
+        """Press a key on a slider; returns the seconds until the first figure shows a newer picture."""
+        before = self.figure_version()
+        self.page.locator(f"{css} .noUi-handle").focus()
+        began = time.monotonic()
+        self.page.keyboard.press(key)
+        self.wait_for_figure(before)
+        return time.monotonic() - began
+
+    def screenshot(self, name: str, css: str = "") -> None:
+        """Keep a picture of the page, if DDVIZ_SCREENSHOTS names a folder for them."""
+        if folder := os.environ.get("DDVIZ_SCREENSHOTS"):
+            if css:
+                self.page.locator(css).first.evaluate("element => element.scrollIntoView({block: 'start'})")
+                self.page.wait_for_timeout(300)
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
+    def heap(self) -> float:
+        """Megabytes that the page's scripts hold."""
+        return self.page.evaluate("() => { gc(); return performance.memory.usedJSHeapSize / 2**20; }")
+
     def text(self, css: str) -> str:
         """Text of the first element that a selector finds."""
-        return self.page.locator(css).first.inner_text()
+        return self.page.locator(css).first.text_content() or ""
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,150 @@
+import dataclasses
+
+import plotly.graph_objects as go
+import pytest
+import torch
+from conftest import SoftHalfSpace
+from torch.special import ndtr, ndtri
+
+import ddviz
+from ddviz import exploration, scenes
+from ddviz.bench import prepare
+from ddviz.exploration import landscape, study, study_evaluations
+from ddviz.jobs import Cancelled, Token
+from ddviz.noise import NoiseKey, Stage
+from ddviz.records import ABSTAIN
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+A, B, X0 = 3.0, 0.4, 0.7
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("runs"))
+    return ddviz.RunConfig(dtype="float32", iterations=12, max_images=20, n=500, run_root=root)
+
+
+@pytest.fixture(scope="module")
+def bench(config):
+    return prepare(config)
+
+
+@pytest.fixture(scope="module")
+def found(bench, config):
+    return study(bench, config, 3)
+
+
+def soft_landscape(sigma, *, samples=128, seed=0):
+    """Of a classifier whose smoothed probability is known; most sigma are so small that class 0 stays on top."""
+    return landscape(
+        lambda x: SoftHalfSpace(A, B)(x),
+        torch.full((1, 1, 2), X0),
+        sigma,
+        smoothing=ddviz.Gaussian(),
+        key=NoiseKey(seed, 0, Stage.SHOW),
+        clamp=1e-4,
+        samples=samples,
+    )
+
+
+def test_the_landscape_of_a_known_classifier_is_its_closed_form():
+    sigma = torch.tensor([0.05, 0.1, 0.2, 0.4])
+    around = soft_landscape(sigma, samples=20_000)
+    p_a = ndtr(A * (X0 - B) / (1 + (A * sigma) ** 2).sqrt())
+    assert around.top.tolist() == [0] * 4
+    assert torch.allclose(around.probabilities[:, 0], p_a, atol=0.01)
+    assert ((around.radius - sigma * ndtri(p_a)).abs() < 4 * around.error).all()
+
+
+def test_the_error_is_the_spread_over_other_noise():
+    sigma = torch.tensor([0.1, 0.3])
+    many = [soft_landscape(sigma, seed=seed) for seed in range(200)]
+    spread = torch.stack([around.radius for around in many]).std(0)
+    stated = torch.stack([around.error for around in many]).mean(0)
+    assert torch.allclose(stated, spread, rtol=0.15)
+
+
+def test_between_two_scales_values_lie_between():
+    around = soft_landscape(torch.tensor([0.1, 0.2, 0.4]))
+    for place, sigma in enumerate((0.1, 0.2, 0.4)):
+        radius, probabilities = around.at(sigma)
+        assert radius == pytest.approx(around.radius[place].item())
+        assert torch.allclose(probabilities, around.probabilities[place])
+    middle = around.at(2**0.5 * 0.1)[0]
+    assert middle == pytest.approx(around.radius[:2].mean().item(), abs=1e-5)
+    assert around.at(9.0)[0] == pytest.approx(around.radius[-1].item())  # beyond the ends: the ends
+
+
+def test_a_study_shows_the_path_that_the_solver_walks(bench, config, found):
+    solver = dataclasses.replace(config.make_solver(), keep_class=False, keep_radius=False)
+    path = solver(bench.network, bench.image(3)[None], config.sigma, indices=[3])
+    assert torch.equal(found.sigma, path.sigma[:, 0]) and torch.equal(found.radius, path.radius[:, 0])
+    grid = ddviz.Grid(evaluations=200, samples=config.samples, clamp=config.clamp)
+    chosen = grid(bench.network, bench.image(3)[None], config.sigma, indices=[3]).chosen.item()
+    assert found.grid == chosen and found.label == bench.images.labels[3]
+
+
+def test_the_landscape_reaches_everything_that_was_visited(found):
+    low, high = found.landscape.sigma[0].item(), found.landscape.sigma[-1].item()
+    for sigma in (*found.sigma.tolist(), found.grid, found.config.sigma):
+        assert low * 0.999 <= sigma <= high * 1.001
+
+
+def test_the_stated_evaluations_are_those_made(bench, config, found):
+    assert found.evaluations == study_evaluations(config)
+    other = dataclasses.replace(config, samples=3, iterations=5)
+    assert study(bench, other, 0).evaluations == study_evaluations(other)
+
+
+def test_a_study_can_be_cancelled(bench, config):
+    token = Token()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        study(bench, config, 0, token)
+
+
+def test_a_grid_has_no_path_to_show(bench, config):
+    with pytest.raises(ddviz.InputError, match="expected solver ascent, whose path is shown here, got 'grid'"):
+        study(bench, dataclasses.replace(config, solver="grid"), 0)
+
+
+def test_one_draw_is_the_same_noise_at_every_scale(found):
+    one, two = ((exploration.noisy(found, sigma, 5) - found.image) / sigma for sigma in (0.1, 0.4))
+    assert torch.allclose(one, two, atol=1e-5) and one.std() > 0.5
+    assert not torch.allclose(one, (exploration.noisy(found, 0.1, 6) - found.image) / 0.1, atol=0.1)
+
+
+def test_certificates_here_are_those_of_certify(bench, config):
+    token = Token()
+    ours = exploration.certify_scales(bench, config, 4, [0.1, 0.2], token)
+    plain = [ddviz.certify(bench.network, bench.image(4), s, n=config.n, index=4) for s in (0.1, 0.2)]
+    assert ours == plain and token.evaluations == 2 * (config.n0 + config.n)
+
+
+def test_the_gain_counts_wrong_answers_as_nothing():
+    right = ddviz.Certificate(3, 0.5, 0.9, 90, 100, 0.1, "l2")
+    wrong = dataclasses.replace(right, predict=2, radius=0.9)
+    none = dataclasses.replace(right, predict=ABSTAIN, radius=0.0)
+    assert exploration.gain([right, wrong], 3) == -0.5 and exploration.gain([none, right], 3) == 0.5
+    assert exploration.gain([wrong, wrong], 3) == 0
+
+
+def test_images_of_finished_runs_come_with_the_largest_loss_first(config):
+    own = dataclasses.replace(config, run_root=config.run_root + "/finished")
+    bench = prepare(own)
+    assert exploration.finished_gains(bench) == []
+    ddviz.run(own)
+    gains = exploration.finished_gains(bench)
+    assert gains and gains[0].gained == min(gain.gained for gain in gains)
+
+
+@pytest.mark.parametrize("k", [0, 7, 12])
+def test_the_figure_is_one_that_plotly_knows(found, k):
+    figure = go.Figure(scenes.explorer(found, k, tuple("0123456789")))
+    points = {trace.name: trace for trace in figure.data if trace.name}
+    assert points["sigma_0"].marker.color == scenes.FIXED.color
+    (bars,) = (trace for trace in figure.data if trace.type == "bar" and trace.name == "sigma_x")
+    assert sum("(true)" in name for name in bars.y) <= 1 and len(bars.y) == 5
+    marks = [trace.x[0] for trace in figure.data if getattr(trace, "mode", "") == "markers" and trace.xaxis == "x2"]
+    assert marks == [k, k]
+    assert f"sigma_x = {found.sigma[k]:.3f} after {k} steps" in figure.layout.title.text
