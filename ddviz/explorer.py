@@ -45,11 +45,16 @@ class Explorer(ipw.VBox):
         self._clamp, self._draws = config.clamp, 0
         self._searching, self._certifying = Worker(), Worker()
         data = list(dict.fromkeys(["digits", "cifar10", "imagenet", config.dataset]))
-        self.dataset = ipw.Dropdown(options=data, value=config.dataset, description="data set")
-        self.checkpoint = ipw.Dropdown(description="network", layout={"width": "440px"})
+        label = {"description_width": "60px"}
+        self.dataset = ipw.Dropdown(
+            options=data, value=config.dataset, description="data set", layout={"width": "220px"}, style=label
+        )
+        self.checkpoint = ipw.Dropdown(description="network", layout={"width": "380px"}, style=label)
         self._offer_networks(config.checkpoint)
         norms = [("l2, Gaussian noise", "l2"), ("l1, uniform noise", "l1")]
-        self.norm = ipw.Dropdown(options=norms, value=config.norm, description="norm")
+        self.norm = ipw.Dropdown(
+            options=norms, value=config.norm, description="norm", layout={"width": "240px"}, style=label
+        )
         self.status = Status()
         self._callbacks = Callbacks(self.status)
         self.gallery = Gallery(self.status)
@@ -57,8 +62,8 @@ class Explorer(ipw.VBox):
             ipw.FloatLogSlider,
             "sigma_0 ([0,1] pixels)",
             value=config.sigma,
-            min=-1.8,
-            max=0.2,
+            min=-1.9,
+            max=0.6,
             step=0.02,
             continuous_update=False,
             readout_format=".3f",

@@ -7,13 +7,14 @@ next (uirevision).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from ddviz.exploration import Study
 from ddviz.plots import GREY, STYLES
 from ddviz.smoothing import smoothing_for
 
-Figure = dict[str, object]
-Trace = dict[str, object]
+Figure = dict[str, Any]
+Trace = dict[str, Any]
 
 FIXED, FOUND = STYLES["fixed"], STYLES["data-dependent"]
 GRID, CURVE = "#E69F00", "#009E73"
@@ -44,7 +45,7 @@ def explorer(study: Study, k: int, classes: Sequence[str]) -> Figure:
         "xaxis3": axis("mean probability of a class", domain=[0.84, 1], range=[0, 1], anchor="y4"),
         "yaxis4": axis("", type="category", anchor="x3"),  # digits are names, not numbers
     }
-    traces = [*_landscape(study, k, scale), *_steps(study, k), *_probabilities(study, k, scale, classes)]
+    traces = [*_landscape(study, k, scale, classes), *_steps(study, k), *_probabilities(study, k, scale, classes)]
     return {"data": traces, "layout": layout}
 
 
@@ -75,7 +76,7 @@ def marker(x: float, y: float, name: str, color: str, symbol: str, **more: objec
     return {"type": "scatter", "x": [x], "y": [y], "mode": "markers", "name": name, "marker": look, **more}
 
 
-def _landscape(study: Study, k: int, scale: str) -> list[Trace]:
+def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
     around, sigma = study.landscape, study.landscape.sigma.tolist()
     low, high = ((around.radius + side * 1.96 * around.error).tolist() for side in (-1, 1))
     path = study.sigma[: k + 1].tolist()
@@ -90,15 +91,16 @@ def _landscape(study: Study, k: int, scale: str) -> list[Trace]:
         "name": "95 % band",
         "hoverinfo": "skip",
     }
-    curve = {
-        "type": "scatter",
-        "x": sigma,
-        "y": around.radius.tolist(),
-        "mode": "lines",
-        "name": f"R({scale})",
-        "line": {"color": CURVE, "width": 2},
-        "hovertemplate": f"radius %{{y:.3f}} at {scale} = %{{x:.3f}}<extra></extra>",
-    }
+    first = around.at(study.config.sigma)[1].argmax()
+    names = [classes[c] for c in around.top.tolist()]
+    hover = f"%{{text}}: radius %{{y:.3f}} at {scale} = %{{x:.3f}}<extra></extra>"
+    curve = {"type": "scatter", "x": sigma, "mode": "lines", "text": names, "hovertemplate": hover}
+    same = [radius if c == first else None for radius, c in zip(around.radius.tolist(), around.top, strict=True)]
+    look = {"color": CURVE, "width": 2.5}
+    curves = [
+        {**curve, "y": around.radius.tolist(), "name": "of another class", "line": {"color": GREY, "dash": "dot"}},
+        {**curve, "y": same, "name": f"R({scale}) of the class at {scale}_0", "line": look},
+    ]
     steps = {
         "type": "scatter",
         "x": path,
@@ -117,7 +119,7 @@ def _landscape(study: Study, k: int, scale: str) -> list[Trace]:
     ]
     hover = f"%{{fullData.name}}: {scale} = %{{x:.3f}}<br>radius %{{y:.3f}}<extra></extra>"
     marked = [marker(x, around.at(x)[0], name, *look, hovertemplate=hover) for name, x, *look in points]
-    return [band, curve, steps, *marked]
+    return [band, *curves, steps, *marked]
 
 
 def _steps(study: Study, k: int) -> list[Trace]:

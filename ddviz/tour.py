@@ -32,7 +32,7 @@ class SmoothingTour(ipw.VBox):
         for control in (self.sigma, self.x, self.y):
             control.observe(self._callbacks(self._show), "value")
         super().__init__([ipw.HBox([self.sigma, self.x, self.y], layout=WRAP), self.status, self.figure])
-        self.sigma.add_class("ddviz-sigma")
+        self.add_class("ddviz-tour")
         self._show()
 
     def _clicked(self) -> None:
@@ -77,6 +77,7 @@ class MemoryTour(ipw.VBox):
         for control in (self.order, self.arrived):
             control.observe(callbacks(self._show), "value")
         super().__init__([ipw.HBox([self.order, self.arrived, self.play], layout=WRAP), self.status, self.figure])
+        self.add_class("ddviz-tour")
         self._show()
 
     def _show(self) -> None:

@@ -140,11 +140,22 @@ def test_images_of_finished_runs_come_with_the_largest_loss_first(config):
 
 @pytest.mark.parametrize("k", [0, 7, 12])
 def test_the_figure_is_one_that_plotly_knows(found, k):
-    figure = go.Figure(scenes.explorer(found, k, tuple("0123456789")))
-    points = {trace.name: trace for trace in figure.data if trace.name}
-    assert points["sigma_0"].marker.color == scenes.FIXED.color
-    (bars,) = (trace for trace in figure.data if trace.type == "bar" and trace.name == "sigma_x")
-    assert sum("(true)" in name for name in bars.y) <= 1 and len(bars.y) == 5
-    marks = [trace.x[0] for trace in figure.data if getattr(trace, "mode", "") == "markers" and trace.xaxis == "x2"]
+    classes = tuple("0123456789")
+    traces = go.Figure(scenes.explorer(found, k, classes)).to_dict()["data"]
+    points = {trace.get("name"): trace for trace in traces}
+    assert points["sigma_0"]["marker"]["color"] == scenes.FIXED.color
+    (bars,) = (trace for trace in traces if trace["type"] == "bar" and trace.get("name") == "sigma_x")
+    assert sum("(true)" in name for name in bars["y"]) <= 1 and len(bars["y"]) == 5
+    marks = [trace["x"][0] for trace in traces if trace.get("mode") == "markers" and trace.get("xaxis") == "x2"]
     assert marks == [k, k]
-    assert f"sigma_x = {found.sigma[k]:.3f} after {k} steps" in figure.layout.title.text
+    title = scenes.explorer(found, k, classes)["layout"]["title"]["text"]
+    assert f"sigma_x = {found.sigma[k]:.3f} after {k} steps" in title
+
+
+def test_where_another_class_is_on_top_the_curve_is_another_one(found):
+    around = dataclasses.replace(found.landscape, probabilities=found.landscape.probabilities.clone())
+    first = around.at(found.config.sigma)[1].argmax()
+    around.probabilities[-3:, first] = -1.0
+    shown = scenes.explorer(dataclasses.replace(found, landscape=around), 0, tuple("0123456789"))["data"]
+    (curve,) = (trace for trace in shown if "of the class at sigma_0" in trace.get("name", ""))
+    assert curve["y"][-3:] == [None] * 3 and None not in curve["y"][:5]

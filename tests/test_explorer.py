@@ -137,6 +137,7 @@ def test_finished_runs_offer_their_extremes(tmp_path):
     panel = Explorer(config)
     panel.wait()
     panel.gallery.wanted.value = "extremes"
+    assert panel.bench is not None
     gains = exploration.finished_gains(panel.bench)
     assert panel.gallery._shown == [gain.idx for gain in gains] != []
 

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -71,17 +72,18 @@ class Lab:
         self.wait_for_figure(before)
         return time.monotonic() - began
 
-    def screenshot(self, name: str, css: str = "") -> None:
-        """Keep a picture of the page, if DDVIZ_SCREENSHOTS names a folder for them."""
+    def screenshot(self, name: str, css: str, place: int = 0) -> None:
+        """Keep a picture of a part of the page, if DDVIZ_SCREENSHOTS names a folder for them."""
         if folder := os.environ.get("DDVIZ_SCREENSHOTS"):
-            if css:
-                self.page.locator(css).first.evaluate("element => element.scrollIntoView({block: 'start'})")
-                self.page.wait_for_timeout(300)
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+            self.page.locator(css).nth(place).screenshot(path=Path(folder) / f"{name}.png")
 
-    def heap(self) -> float:
-        """Megabytes that the page's scripts hold."""
-        return self.page.evaluate("() => { gc(); return performance.memory.usedJSHeapSize / 2**20; }")
+    def memory(self) -> tuple[float, float]:
+        """Mebibytes that the page's scripts and the kernels hold."""
+        heap = self.page.evaluate("() => { gc(); return performance.memory.usedJSHeapSize / 2**20; }")
+        kernels = [
+            p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())
+        ]
+        return heap, sum(kernel.memory_info().rss for kernel in kernels) / 2**20
 
     def text(self, css: str) -> str:
         """Text of the first element that a selector finds."""
