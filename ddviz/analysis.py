@@ -5,6 +5,7 @@ All functions take lists of records, ours or those read from the field's TSV fil
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +25,25 @@ def certified_accuracy(records: Sequence[Record], radii: ArrayLike) -> Array:
 def average_certified_radius(records: Sequence[Record]) -> float:
     """ACR: mean over all images of the radius, 0 where the prediction is wrong (MACER, arXiv 2001.02378)."""
     return float(np.mean([max(0.0, record.certified) for record in records])) if records else 0.0
+
+
+def accuracy_band(records: Sequence[Record], radii: ArrayLike, *, confidence: float = 0.95) -> tuple[Array, Array]:
+    """Wilson's interval (JASA 22, 1927) for the certified accuracy of all images at each radius, each radius alone.
+
+    The records count as independent draws of all images; the certificates' own alpha is not in it. Unlike the normal
+    interval it keeps a width where no image or every image is certified.
+    """
+    share, z2, n = certified_accuracy(records, radii), NormalDist().inv_cdf((1 + confidence) / 2) ** 2, len(records)
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return np.maximum(0, centre - half), np.minimum(1, centre + half)
+
+
+def mean_with_error(values: ArrayLike) -> tuple[float, float]:
+    """Mean of one value an image, and its standard error, NaN for fewer than two images."""
+    values = np.asarray(values, dtype=np.float64)
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(error)
 
 
 def envelope(runs: Sequence[Sequence[Record]], radii: ArrayLike) -> Array:

@@ -1,4 +1,4 @@
-"""A plotly figure in a notebook that is redrawn in place: it keeps its zoom, and tells where it is clicked.
+"""A plotly figure in a notebook that is redrawn in place: it keeps its zoom, and tells where the mouse rests or clicks.
 
 plotly's own FigureWidget sends plotly.js (5 MB) with every figure, stores it in the notebook, and is lost when the page
 is reloaded. Here it goes over once a page, on request, as a message that is never stored.
@@ -14,12 +14,13 @@ from plotly.offline import get_plotlyjs
 
 
 class FigureView(anywidget.AnyWidget):
-    """Shows the latest of many figures. clicked: {x, y, curve, point}, in the axes' units."""
+    """Shows the latest of many figures. clicked, hovered: {x, y, curve, point}, in the axes' units."""
 
     _esm = Path(__file__).parent / "data" / "figure.js"
     figure = traitlets.Unicode('{"data": [], "layout": {}}').tag(sync=True)
     version = traitlets.Int(0).tag(sync=True)
     clicked = traitlets.Dict().tag(sync=True)
+    hovered = traitlets.Dict().tag(sync=True)
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ STYLES = {
     "fixed": Style("#0072B2", "solid", "circle"),
     "data-dependent": Style("#D55E00", "dash", "diamond"),
 }
-_OTHERS = [
+OTHERS = [
     Style("#009E73", "dot", "square"),
     Style("#CC79A7", "dashdot", "triangle-up"),
     Style("#56B4E9", "longdash", "cross"),
@@ -48,7 +48,7 @@ GREY = "#808080"  # readable on light and dark pages alike
 
 def style(name: str, position: int = 0) -> Style:
     """The style of a run: its method's, or one of the others by its position."""
-    return next((STYLES[key] for key in STYLES if name.startswith(key)), _OTHERS[position % len(_OTHERS)])
+    return next((STYLES[key] for key in STYLES if name.startswith(key)), OTHERS[position % len(OTHERS)])
 
 
 def _figure(title: str, x: str, y: str) -> go.Figure:
@@ -143,9 +143,9 @@ def training(run: Training) -> go.Figure:
     figure = make_subplots(1, 3, subplot_titles=["loss", "accuracy of test images", "noise scale of training images"])
     epochs = [epoch.epoch for epoch in history]
     lines = {
-        "loss": ([epoch.loss for epoch in history], _OTHERS[0], "%{y:.3f}"),
-        "clean": ([100 * epoch.clean_accuracy for epoch in history], _OTHERS[1], "%{y:.1f} %"),
-        "under noise": ([100 * epoch.noisy_accuracy for epoch in history], _OTHERS[2], "%{y:.1f} %"),
+        "loss": ([epoch.loss for epoch in history], OTHERS[0], "%{y:.3f}"),
+        "clean": ([100 * epoch.clean_accuracy for epoch in history], OTHERS[1], "%{y:.1f} %"),
+        "under noise": ([100 * epoch.noisy_accuracy for epoch in history], OTHERS[2], "%{y:.1f} %"),
     }
     for name, (values, look, value) in lines.items():
         figure.add_scatter(

@@ -55,7 +55,8 @@ def is_correct(predict: int, label: int) -> int:
 
 
 _TYPES = {field.name: field.type for field in fields(Record)}
-_REQUIRED = ("idx", "label", "predict", "radius", "correct")
+REQUIRED = ("idx", "label", "predict", "radius", "correct")
+"""The field's columns, which every record file has."""
 
 
 def format_row(values: Iterable[object]) -> str:
@@ -103,8 +104,8 @@ def read_records(path: Path | str) -> list[Record]:
     """
     path = Path(path)
     header, lines = _lines(path)
-    if any(name not in header for name in _REQUIRED):
-        raise InputError(f"{path}: expected the columns {' '.join(_REQUIRED)}, found {' '.join(header)}.")
+    if any(name not in header for name in REQUIRED):
+        raise InputError(f"{path}: expected the columns {' '.join(REQUIRED)}, found {' '.join(header)}.")
     records = []
     for number, cells in lines:
         values = {}

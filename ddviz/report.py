@@ -117,8 +117,8 @@ def _cells(values: np.ndarray, radii: Sequence[float]) -> dict[str, str]:
 
 
 def _gain(before: Sequence[Record], after: Sequence[Record]) -> str:
-    gained = [gain.gained for gain in analysis.gains(before, after)]
-    return f"{np.mean(gained):+.3f} ± {np.std(gained, ddof=1) / len(gained) ** 0.5:.3f}"
+    mean, error = analysis.mean_with_error([gain.gained for gain in analysis.gains(before, after)])
+    return f"{mean:+.3f} ± {error:.3f}"
 
 
 def _envelopes(runs: Sequence[Finished], radii: Sequence[float]) -> dict[str, dict[str, str]]:

@@ -32,7 +32,7 @@ class Status(ipw.HTML):
 
     def say(self, text: str) -> None:
         """Show a plain message."""
-        self.value = f'<div role="status">{html.escape(text)}</div>'
+        self.value = f'<div role="status" style="line-height: 1.5; padding: 4px 0">{html.escape(text)}</div>'
 
     def fail(self, error: BaseException) -> None:
         """Show an error: a user's mistake as its message, anything else with its traceback folded away."""
@@ -91,10 +91,12 @@ class Picture(ipw.VBox):
         self.caption, self.image = ipw.HTML(), ipw.Image(format="png", width=size, height=size)
         super().__init__([self.caption, self.image])
 
-    def show(self, image: Tensor, caption: str) -> None:
-        """Show pixels (C, H, W); what leaves [0, 1] is cut off for the eye."""
-        self.image.value = picture_png(image, self._size)
-        self.caption.value = f"<small>{html.escape(caption)}</small>"
+    def show(self, image: Tensor | None, caption: str) -> None:
+        """Show pixels (C, H, W), or the caption alone; what leaves [0, 1] is cut off for the eye."""
+        if image is not None:
+            self.image.value = picture_png(image, self._size)
+        self.image.layout.display = "none" if image is None else ""  # an image without pixels looks broken
+        self.caption.value = f'<small style="display: block; line-height: 1.4">{html.escape(caption)}</small>'
 
 
 class Gallery(ipw.VBox):

@@ -18,8 +18,8 @@ FLOORS = """
     records checkpoints models runfolder trainfolder
     inference sampling sigma analysis report batches objectives
     certify memory recipe trainer training plots live
-    config bench experiment exploration
-    plane scenes plane_scenes widgets explorer tour
+    config bench experiment exploration comparison
+    plane scenes plane_scenes compare_scenes widgets explorer tour comparer
     __init__
     __main__
 """.split()

@@ -35,17 +35,24 @@ async function render({ model, el }) {
     return drawn.then(() => { box.dataset.version = model.get("version"); });
   };
   await draw();
-  box.on("plotly_click", ({ event, points }) => {
-    const axes = points[0];
-    const rect = box.querySelector(".nsewdrag").getBoundingClientRect();
-    const x = axes.xaxis.p2d(event.clientX - rect.left), y = axes.yaxis.p2d(event.clientY - rect.top);
-    model.set("clicked", { x, y, curve: axes.curveNumber, point: axes.pointNumber, count: Date.now() });
+  const tell = (name, { event, points }) => {
+    const { xaxis, yaxis, curveNumber, pointNumber } = points[0], rect = box.getBoundingClientRect();
+    const x = xaxis.p2d(event.clientX - rect.left - xaxis._offset);  // where the mouse is, not the nearest point
+    const y = yaxis.p2d(event.clientY - rect.top - yaxis._offset);
+    model.set(name, { x, y, curve: curveNumber, point: pointNumber, count: Date.now() });
     model.save_changes();
+  };
+  box.on("plotly_click", (found) => tell("clicked", found));
+  let resting;  // a mouse that crosses a hundred points tells only where it rests
+  box.on("plotly_hover", (found) => {
+    clearTimeout(resting);
+    resting = setTimeout(() => tell("hovered", found), 40);
   });
   model.on("change:figure", draw);
   const theme = new MutationObserver(draw);
   theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name"] });
   return () => {
+    clearTimeout(resting);
     theme.disconnect();
     model.off("change:figure", draw);
     Plotly.purge(box);

@@ -122,12 +122,14 @@ def test_click_into_the_plane_and_replay_the_memory(lab):
     lab.open("tour.ipynb")
     lab.run_all()
     lab.wait_for_figure(0)
-    box = lab.page.locator(".ddviz-figure .nsewdrag").first
-    box.scroll_into_view_if_needed()
-    area, before = box.bounding_box(), lab.figure_version()
-    lab.page.mouse.click(area["x"] + 0.4 * area["width"], area["y"] + 0.3 * area["height"])
-    lab.wait_for_figure(before)
-    assert lab.page.locator("input[type=number]").first.input_value().startswith("0.3")  # -0.15 + 0.4 * 1.3
+    lab.page.locator(".ddviz-figure").first.scroll_into_view_if_needed()
+    for place, x in ((0, 0.37), (1, 0.50)):  # in either of the two pictures of the plane, from -0.15 to 1.15
+        area, before = lab.page.locator(".ddviz-figure .nsewdrag").nth(place).bounding_box(), lab.figure_version()
+        left, top = (x + 0.15) / 1.3 * area["width"], 0.3 * area["height"]
+        lab.page.mouse.click(area["x"] + left, area["y"] + top)
+        lab.wait_for_figure(before)
+        coordinates = [float(lab.page.locator("input[type=number]").nth(i).input_value()) for i in (0, 1)]
+        assert coordinates == pytest.approx([x, 1.15 - 0.3 * 1.3], abs=0.02)
     lab.screenshot("tour-smoothing", ".ddviz-tour")
     arrived = lab.page.locator(".widget-slider .noUi-handle").nth(1)
     arrived.focus()
