@@ -114,6 +114,6 @@ def test_a_click_moves_the_point_and_the_balls_are_certificates(network):
 def test_the_memory_panel_replays_in_other_orders(network):
     tour = MemoryTour(network)
     tour.arrived.value = 20
-    assert "Point 20 of 49" in tour.figure.figure
+    assert "Point 20 of 22" in tour.figure.figure
     tour.order.value = "the last one first"
     assert "answers are not those of the order in which they came" in tour.status.value

@@ -135,7 +135,7 @@ def test_click_into_the_plane_and_replay_the_memory(lab):
     arrived.focus()
     for _ in range(19):
         lab.page.keyboard.press("ArrowRight")
-    lab.page.get_by_text("Point 20 of 49").wait_for()
+    lab.page.get_by_text("Point 20 of 22").wait_for()
     assert "is in the way" in lab.page.locator(".ddviz-figure .gtitle").nth(1).text_content()
     lab.screenshot("tour-memory", ".ddviz-tour", 1)
     assert lab.foreign == []
