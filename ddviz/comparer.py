@@ -25,8 +25,8 @@ _LABEL = {"description_width": "110px"}
 class Part(ipw.VBox):
     """A figure with a line below it, or only the line, which says why there is no figure."""
 
-    def __init__(self, layout: dict[str, str]):
-        self.figure, self.note = FigureView(), Status()
+    def __init__(self, layout: dict[str, str], hovering: bool = False):
+        self.figure, self.note = FigureView(hovering), Status()
         super().__init__(layout=layout)
 
     def draw(self, make: Callable[[], tuple[Figure, str]]) -> None:
@@ -72,7 +72,7 @@ class Comparison(ipw.VBox):
         self.image = ipw.IntText(0, description="image", style={"description_width": "50px"}, layout={"width": "200px"})
         self.scaled = ipw.Dropdown(description="noise scales of", style=_LABEL, layout=wide)
         self.table, self.picture = ipw.HTML(), Picture(192)
-        self.curves, self.radii = Part(_WIDE), Part({"flex": "1 1 400px", "min_width": "380px"})
+        self.curves, self.radii = Part(_WIDE), Part({"flex": "1 1 400px", "min_width": "380px"}, hovering=True)
         self.probabilities, self.scales = Part(_HALF), Part(_HALF)
         super().__init__(self._arranged())
         self.add_class("ddviz-comparison")

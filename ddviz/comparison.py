@@ -224,6 +224,8 @@ def images_of(run: FoundRun, selection: Selection) -> ImageSet:
     Raises: InputError where neither its config.json nor the selection names a data set, or it is not there.
     """
     name = str(run.config.get("dataset", selection.dataset))
+    if selection.dataset and Path(selection.dataset).name == name:
+        name = selection.dataset  # a run on a folder knows the folder's name alone
     if not name:
         raise InputError(f"{run.name} names no data set. Set the parameter dataset to see its images.")
     return _images(name, selection.data_root, int(str(run.config.get("image_size", 0))))

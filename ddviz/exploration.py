@@ -6,14 +6,16 @@ Radii here are estimates from few samples, for the eye. `certify_scales` gives t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
 from ddviz.analysis import Gain, extremes, gains
 from ddviz.bench import Bench
 from ddviz.certify import Certificate, certify
 from ddviz.config import RunConfig
-from ddviz.errors import InputError
+from ddviz.errors import InputError, explained_memory_errors
 from ddviz.jobs import Token
 from ddviz.noise import NoiseKey, Stage, fill_block
 from ddviz.records import is_correct, read_records
@@ -24,7 +26,6 @@ SCALES = 24
 """Noise scales of a landscape."""
 SAMPLES = 128
 """Noise samples at each of them."""
-_GRID_EVALUATIONS = 200  # the paper's, appendix B
 _EXTREMES = 24
 
 
@@ -32,32 +33,35 @@ _EXTREMES = 24
 class Landscape:
     """Estimated radius over the noise scale, every scale under the same noise samples.
 
-    sigma, radius, error: (S,); error is the radius's standard error (jackknife). probabilities: (S, classes), mean
-    softmax outputs. top: (S,), the class whose radius it is.
+    sigma, radius, low, high: (S,) in [0,1]-pixel units, ascending in sigma; low and high are a band of at least 95 % at
+    each scale. probabilities: (S, classes), mean softmax outputs. Radii end at the clamp's, as in the search.
     """
 
     sigma: Tensor
     radius: Tensor
-    error: Tensor
+    low: Tensor
+    high: Tensor
     probabilities: Tensor
 
     @property
     def top(self) -> Tensor:
+        """The class (S,) whose radius it is."""
         return self.probabilities.argmax(1)
 
-    def at(self, sigma: float) -> tuple[float, Tensor]:
-        """Radius and class probabilities (classes,) at any scale, between neighbours in log sigma."""
+    def at(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Radius (K,) and class probabilities (K, classes) at any scales (K,), between neighbours in log sigma."""
         place = torch.searchsorted(self.sigma, sigma).clamp(1, len(self.sigma) - 1)
         low, high = self.sigma[place - 1].log(), self.sigma[place].log()
-        share = ((torch.tensor(sigma).log() - low) / (high - low)).clamp(0, 1)
+        share = ((sigma.log() - low) / (high - low)).clamp(0, 1)
         radius = torch.lerp(self.radius[place - 1], self.radius[place], share)
-        return radius.item(), torch.lerp(self.probabilities[place - 1], self.probabilities[place], share)
+        return radius, torch.lerp(self.probabilities[place - 1], self.probabilities[place], share[:, None])
 
 
 @dataclass(frozen=True)
 class Study:
     """All that the explorer shows of one image. sigma, radius: (K + 1,), the path of Algorithm 1.
 
+    kept: whether a run would take the path's end, or stay at sigma_0 since a promise of section 3.4 would be broken.
     grid: the scale that the grid search of appendix B chooses, from about as many evaluations as the paper gives it.
     evaluations: noisy images that passed the network for all of this.
     """
@@ -68,6 +72,7 @@ class Study:
     config: RunConfig
     sigma: Tensor
     radius: Tensor
+    kept: bool
     grid: float
     landscape: Landscape
     evaluations: int
@@ -82,32 +87,42 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
     """
     token = token or Token()
     image, network = bench.image(index).to(bench.sampler.device), token.watch(bench.network)
-    common = {"samples": config.samples, "clamp": config.clamp}
     settings = {"smoothing": config.norm, "seed": config.seed, "indices": [index]}
-    solver = replace(config.make_solver(), keep_class=False, keep_radius=False)
+    solver = config.make_solver()
     if not isinstance(solver, Ascent):
         raise InputError(f"expected solver ascent, whose path is shown here, got {config.solver!r}.")
-    path = solver(network, image[None], config.sigma, **settings)
-    grid = Grid(evaluations=max(_GRID_EVALUATIONS, config.samples), **common)
-    best = grid(network, image[None], min(config.sigma, grid.sigma_max), **settings).chosen.item()
-    visited = torch.cat([path.sigma[:, 0].cpu(), torch.tensor([best, config.sigma / 3, config.sigma * 3])])
-    around = landscape(
-        token.watch(bench.sampler.forward),
-        image,
-        torch.logspace(visited.min().log10().item(), visited.max().log10().item(), SCALES),
-        smoothing=smoothing_for(config.norm),
-        key=NoiseKey(config.seed, index, Stage.SHOW),
-        clamp=config.clamp,
-    )
-    sigma, radius = path.sigma[:, 0].cpu(), path.radius[:, 0].cpu()
+    with explained_memory_errors("batch", bench.sampler.batch):
+        path = solver(network, image[None], config.sigma, **settings)
+        grid = _grid(config)
+        best = grid(network, image[None], min(config.sigma, grid.sigma_max), **settings).chosen.item()
+        sigma, radius = path.sigma[:, 0].cpu(), path.radius[:, 0].cpu()
+        visited = torch.cat([sigma, torch.tensor([best, config.sigma / 3, config.sigma * 3])]).log10()
+        scales = torch.logspace(visited.min().item(), visited.max().item(), SCALES - 1)
+        around = landscape(
+            token.watch(bench.sampler.forward),
+            image,
+            torch.cat([scales, torch.tensor([config.sigma])]).sort().values,
+            smoothing=smoothing_for(config.norm),
+            key=NoiseKey(config.seed, index, Stage.SHOW),
+            clamp=config.clamp,
+            batch=bench.sampler.batch,
+        )
+    kept = path.chosen.item() == path.sigma[-1].item()
     label = int(bench.images.labels[index])
-    return Study(index, label, image.cpu(), config, sigma, radius, best, around, token.evaluations)
+    return Study(index, label, image.cpu(), config, sigma, radius, kept, best, around, token.evaluations)
+
+
+def _grid(config: RunConfig) -> Grid:
+    """The grid search of appendix B, with the samples of a config."""
+    return Grid(evaluations=max(Grid.evaluations, config.samples), samples=config.samples, clamp=config.clamp)
 
 
 def study_evaluations(config: RunConfig) -> int:
     """Network evaluations that `study` will make."""
-    grid = max(_GRID_EVALUATIONS, config.samples) // config.samples * config.samples
-    return (config.iterations + 1) * config.samples + grid + SCALES * SAMPLES
+    solver, grid = config.make_solver(), _grid(config)
+    check = 2 * solver.check_samples if solver.keep_class or solver.keep_radius else 0
+    searched = (config.iterations + 1) * config.samples + grid.evaluations // grid.samples * grid.samples
+    return check + searched + SCALES * SAMPLES
 
 
 @torch.no_grad()
@@ -120,23 +135,35 @@ def landscape(
     key: NoiseKey,
     clamp: float,
     samples: int = SAMPLES,
+    batch: int = SAMPLES,
 ) -> Landscape:
-    """Estimate the radius of one image x (C, H, W) at each scale of sigma (S,), ascending."""
-    noise = fill_block(torch.empty(samples, *x.shape, device=x.device), smoothing, key, 0)
-    outputs = torch.stack([forward(x + scale * noise).softmax(1).cpu() for scale in sigma.tolist()])  # (S, n, classes)
-    mean = outputs.mean(1)
-    others = (mean[:, None] * samples - outputs) / max(1, samples - 1)  # the means without one sample each
-    top = mean.argmax(1)
-    radius, without = (_radius(smoothing, sigma, values, top, clamp) for values in (mean[:, None], others))
-    error = ((samples - 1) / samples * (without - without.mean(1, keepdim=True)).square().sum(1)).sqrt()
-    return Landscape(sigma, radius[:, 0], error, mean)
+    """Estimate the radius of one image x (C, H, W) at each scale of sigma (S,), ascending.
+
+    Raises: InputError where the network returns NaN; ResourceError where a batch does not fit.
+    """
+    noise = fill_block(torch.empty(samples, *x.shape, device=x.device), smoothing, key, 0).split(batch)
+    outputs = [torch.cat([forward(x + scale * part).softmax(1) for part in noise]) for scale in sigma.tolist()]
+    mean = torch.stack(outputs).mean(1).cpu()
+    if not torch.isfinite(mean).all():
+        raise InputError("the network returned NaN for noisy copies of this image: choose dtype float32.")
+    top = mean.argmax(1, keepdim=True)
+    p_a, p_b = mean.gather(1, top)[:, 0], mean.scatter(1, top, 0).amax(1)
+    (a_low, a_high), (b_low, b_high) = _interval(p_a, samples), _interval(p_b, samples)
+    radius, low, high = (
+        smoothing.radius(sigma, a, b, clamp) for a, b in [(p_a, p_b), (a_low, b_high), (a_high, b_low)]
+    )
+    return Landscape(sigma, radius, low, high, mean)
 
 
-def _radius(smoothing: Smoothing, sigma: Tensor, probabilities: Tensor, top: Tensor, clamp: float) -> Tensor:
-    """Radius (S, n) of the class top (S,) under probabilities (S, n, classes)."""
-    place = top.view(-1, 1, 1).expand(-1, probabilities.shape[1], 1)
-    p_a, p_b = probabilities.gather(2, place)[..., 0], probabilities.scatter(2, place, 0).amax(2)
-    return smoothing.radius(sigma[:, None].expand_as(p_a), p_a, p_b, clamp)
+def _interval(p: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Clopper-Pearson's 95 % interval of a mean of n values in [0, 1], as if they were votes, which vary most.
+
+    Unlike an interval from their spread it keeps a width where all samples agree.
+    """
+    total = n * p.double().clamp(0, 1).numpy()
+    low, high = beta.ppf(0.025, total, n - total + 1), beta.ppf(0.975, total + 1, n - total)
+    low, high = np.where(total > 0, low, 0.0), np.where(total < n, high, 1.0)
+    return torch.from_numpy(low).float(), torch.from_numpy(high).float()
 
 
 def noisy(study: Study, sigma: float, draw: int) -> Tensor:
@@ -148,7 +175,7 @@ def noisy(study: Study, sigma: float, draw: int) -> Tensor:
 
 
 def gain(certificates: Sequence[Certificate], label: int) -> float:
-    """Radius that the second of two certificates has more than the first, wrong answers counting as 0."""
+    """Radius, in [0,1]-pixel units, that the second certificate has more than the first; wrong answers count as 0."""
     before, after = (c.radius if is_correct(c.predict, label) else 0.0 for c in certificates)
     return after - before
 

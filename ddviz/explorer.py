@@ -4,6 +4,7 @@ What takes time runs in the background: a newer change cancels an older one, and
 """
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,15 +14,18 @@ from ddviz import exploration, models, scenes
 from ddviz.bench import Bench, prepare
 from ddviz.certify import Certificate
 from ddviz.config import RunConfig
+from ddviz.errors import InputError
 from ddviz.exploration import Study
 from ddviz.figureview import FigureView
 from ddviz.jobs import Token, Worker
 from ddviz.memory import Answer, Memory
 from ddviz.records import ABSTAIN
+from ddviz.sigma import Ascent
 from ddviz.smoothing import smoothing_for
 from ddviz.widgets import WRAP, Callbacks, Gallery, Picture, Status, slider
 
-_PAPER = {"lr": 1e-4, "samples": 1, "iterations": 900, "clamp": 0.02}
+_PAPER = {"lr": Ascent.lr, "samples": Ascent.samples, "clamp": Ascent.clamp, "iterations": 900}
+_SLOWEST = 1e-5
 _SAID = {
     "new": "stored it as it came: no ball of another class is near",
     "known": "repeated what it had answered for this image before",
@@ -38,12 +42,14 @@ class Explorer(ipw.VBox):
     """
 
     def __init__(self, config: RunConfig):
+        self._searching, self._certifying = Worker(), Worker()
+        if config.lr < _SLOWEST:
+            raise InputError(f"expected lr >= {_SLOWEST:g} here, where a path is to be seen, got {config.lr:g}.")
         self.config = config
         self.bench: Bench | None = None
         self.study: Study | None = None
         self.memory = Memory(config.norm)
         self._clamp, self._draws = config.clamp, 0
-        self._searching, self._certifying = Worker(), Worker()
         data = list(dict.fromkeys(["digits", "cifar10", "imagenet", config.dataset]))
         label = {"description_width": "60px"}
         self.dataset = ipw.Dropdown(
@@ -62,27 +68,29 @@ class Explorer(ipw.VBox):
             ipw.FloatLogSlider,
             "sigma_0 ([0,1] pixels)",
             value=config.sigma,
-            min=-1.9,
-            max=0.6,
+            min=min(-1.98, math.log10(config.sigma)),
+            max=max(0.6, math.log10(config.sigma)),
             step=0.02,
             continuous_update=False,
             readout_format=".3f",
         )
         self.k = slider(ipw.IntSlider, "K (steps of Algorithm 1)", value=config.iterations, max=config.iterations)
+        most = max(32, config.samples)
         self.samples = slider(
-            ipw.IntSlider, "n (noise samples a step)", value=config.samples, min=1, max=32, continuous_update=False
+            ipw.IntSlider, "n (noise samples a step)", value=config.samples, min=1, max=most, continuous_update=False
         )
         self.lr = slider(
             ipw.FloatLogSlider,
             "lr (step size)",
             value=config.lr,
             min=-5,
-            max=-1,
+            max=max(-1.0, math.log10(config.lr)),
             step=0.1,
             continuous_update=False,
             readout_format=".1e",
         )
-        self.paper = ipw.Button(description="paper's settings", tooltip="lr 1e-4, n 1, K 900, clamp 0.02")
+        paper = ", ".join(f"{name} {value:g}" for name, value in _PAPER.items())
+        self.paper = ipw.Button(description="paper's settings", tooltip=paper)
         self.defaults = ipw.Button(description="defaults", tooltip="the settings that this panel began with")
         self.redraw = ipw.Button(description="other noise", icon="refresh", tooltip="draw the pictures' noise anew")
         self.pictures = [Picture() for _ in range(3)]
@@ -103,6 +111,12 @@ class Explorer(ipw.VBox):
         """Wait for what runs in the background, where no event loop runs: in scripts and tests."""
         self._searching.wait(seconds)
         self._certifying.wait(seconds)
+
+    def close(self) -> None:
+        """End what runs in the background, and the panel."""
+        self._searching.cancel()
+        self._certifying.cancel()
+        super().close()
 
     def _arranged(self) -> list[ipw.Widget]:
         for name in ("k", "sigma_0", "certify", "cancel", "result", "gallery"):
@@ -126,7 +140,7 @@ class Explorer(ipw.VBox):
         for control in (self.sigma_0, self.samples, self.lr):
             control.observe(guarded(self._search), "value")
         self.paper.on_click(guarded(lambda: self._take(**_PAPER)))
-        began = {name: getattr(self.config, name) for name in _PAPER}
+        began = {name: getattr(self.config, name) for name in (*_PAPER, "sigma")}
         self.defaults.on_click(guarded(lambda: self._take(**began)))
         self.redraw.on_click(guarded(self._redraw))
         self.certify.on_click(guarded(self._certify))
@@ -136,8 +150,9 @@ class Explorer(ipw.VBox):
 
     def _offer_networks(self, first: str = "") -> None:
         zoo = [f"zoo:{name}" for name in models.zoo() if name.startswith(f"{self.dataset.value}-")]
-        names = dict.fromkeys([*([first] if first else []), *zoo])
-        self.checkpoint.options = [("the default for sigma_0", ""), *((name, name) for name in names)]
+        own = [self.config.checkpoint] if self.dataset.value == self.config.dataset else []
+        names = dict.fromkeys(name for name in [*own, *zoo] if name)
+        self.checkpoint.options = [("the default", ""), *((name, name) for name in names)]
         self.checkpoint.value = first
 
     def _change_data(self) -> None:
@@ -148,15 +163,27 @@ class Explorer(ipw.VBox):
     def _load(self) -> None:
         """Load data and network, then show the first image."""
         self._stop_certifying()
+        self._searching.cancel()
         self.study, self.bench, self.memory = None, None, Memory(str(self.norm.value))
+        scale = smoothing_for(str(self.norm.value)).scale_name
+        self.sigma_0.description = f"{scale}_0 ([0,1] pixels)"
         chosen = {"dataset": self.dataset, "checkpoint": self.checkpoint, "norm": self.norm}
         settings = {name: str(control.value) for name, control in chosen.items()}
         self.status.say("Loading data and network ...")
-        self._searching.start(lambda _token: self._prepared(settings), self._loaded, self.status.fail)
+        sigma = self.sigma_0.value
+        self._searching.start(lambda _token: self._prepared(settings, sigma), self._loaded, self.status.fail)
 
-    def _prepared(self, settings: dict[str, str]) -> tuple[Bench, Sequence[int]]:
-        bench = prepare(replace(self.config, **settings))
-        return bench, [gain.idx for gain in exploration.finished_gains(bench)]
+    def _prepared(self, settings: dict[str, str], sigma: float) -> tuple[Bench, Sequence[int]]:
+        config = replace(self.config, **settings, sigma=sigma)
+        if config.dataset != self.config.dataset:
+            config = replace(config, image_size=0)  # it was said of the other images
+        if (config.dataset, config.checkpoint) != (self.config.dataset, self.config.checkpoint):
+            config = replace(config, arch="", normalize="auto")
+        bench = prepare(config)
+        try:
+            return bench, [gain.idx for gain in exploration.finished_gains(bench)]
+        except InputError:  # a damaged record file of another run is no reason to show nothing
+            return bench, []
 
     def _loaded(self, prepared: tuple[Bench, Sequence[int]]) -> None:
         self.bench, extremes = prepared
@@ -176,9 +203,10 @@ class Explorer(ipw.VBox):
             n=self.n.value,
         )
 
-    def _take(self, *, lr: float, samples: int, iterations: int, clamp: float) -> None:
-        """Set all settings of the search at once."""
+    def _take(self, *, lr: float, samples: int, iterations: int, clamp: float, sigma: float = 0.0) -> None:
+        """Set all settings of the search at once; sigma 0 leaves sigma_0 where it is."""
         with self._callbacks.resting():
+            self.sigma_0.value = sigma or self.sigma_0.value
             self.lr.value, self.samples.value = lr, samples
             self.k.max = self.k.value = iterations
         self._clamp = clamp
@@ -202,18 +230,21 @@ class Explorer(ipw.VBox):
 
     def _found(self, study: Study) -> None:
         assert self.bench is not None
+        self._stop_certifying()
         self.study = study
-        self.result.value = ""
         self.pictures[0].show(study.image, f"image {study.index}: {self.bench.images.classes[study.label]}")
         self._show_noisy("0", study.config.sigma)
         self._show()
-        self.status.say(f"{self.bench.base.name}: {study.evaluations:,} network evaluations for this picture.")
+        scale = smoothing_for(study.config.norm).scale_name
+        broken = "" if study.kept else f" A run would stay at {scale}_0: a promise of section 3.4 would be broken."
+        made = f"{study.evaluations:,} network evaluations for this picture, clamp {study.config.clamp:g}"
+        self.status.say(f"{self.bench.base.name}: {made}.{broken}")
 
     def _show(self) -> None:
         """Draw the stored study at the slider's K: no model call."""
         if (study := self.study) is None or self.bench is None:
             return
-        self.figure.show(scenes.explorer(study, self.k.value, self.bench.images.classes))
+        self.figure.show(scenes.explorer(study, self._step(study), self.bench.images.classes))
         self._show_noisy("x", self._scales(study)[1])
 
     def _show_noisy(self, name: str, sigma: float) -> None:
@@ -231,14 +262,18 @@ class Explorer(ipw.VBox):
 
     def _scales(self, study: Study) -> tuple[float, float]:
         """sigma_0, and sigma_x at the slider's K."""
-        return study.config.sigma, study.sigma[self.k.value].item()
+        return study.config.sigma, study.sigma[self._step(study)].item()
+
+    def _step(self, study: Study) -> int:
+        """The slider's K, or the path's end where a longer path is still being searched."""
+        return min(self.k.value, len(study.sigma) - 1)
 
     # Certificates -----------------------------------------------------------------------------------------------
 
     def _certify(self) -> None:
         bench, study = self.bench, self.study
-        if bench is None or study is None:
-            self.status.say("Wait for the search to end before you certify.")
+        if bench is None or study is None or self._searching.busy:
+            self.status.say("The search has not ended yet. Certify when it has.")
             return
         config, scales = self._settings(), self._scales(study)
         total = len(scales) * (config.n0 + config.n)
@@ -249,7 +284,12 @@ class Explorer(ipw.VBox):
         def work(token: Token) -> list[Certificate]:
             return exploration.certify_scales(bench, config, study.index, scales, token)
 
-        self._certifying.start(work, self._certified, self._not_certified, lambda done: self._progress(done, total))
+        self._certifying.start(
+            work,
+            lambda certificates: self._certified(certificates, study, bench),
+            self._not_certified,
+            lambda done: self._progress(done, total),
+        )
 
     def _progress(self, done: int, total: int) -> None:
         self.progress.value = done / total
@@ -265,9 +305,7 @@ class Explorer(ipw.VBox):
         self._stop_certifying()
         self.status.fail(error)
 
-    def _certified(self, certificates: list[Certificate]) -> None:
-        study, bench = self.study, self.bench
-        assert study is not None and bench is not None
+    def _certified(self, certificates: list[Certificate], study: Study, bench: Bench) -> None:
         answer = self.memory.answer(study.image, certificates[1].predict, certificates[1].radius)
         self._stop_certifying(_table(certificates, answer, study, bench.images.classes, self.config.alpha))
         self.progress.value = 1
@@ -285,7 +323,7 @@ def _table(
             return "abstains"
         return html.escape(classes[predict]) + (" ✓" if predict == study.label else " ✗ (wrong)")
 
-    rows = [f"<tr><th></th><th>class</th><th>p_A at least</th><th>{norm} radius</th></tr>"]
+    rows = [f"<tr><th></th><th>class</th><th>p_A at least</th><th>radius ({norm}, [0,1]-pixel units)</th></tr>"]
     for name, c in zip((f"{scale}_0", f"{scale}_x"), certificates, strict=True):
         cells = (f"{name} = {c.sigma:.3f}", named(c.predict), f"{c.p_lower:.4f}", f"<b>{c.radius:.3f}</b>")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -293,6 +331,6 @@ def _table(
     return (
         f'<table class="ddviz-certificates" cellpadding="6">{"".join(rows)}</table>'
         f"<div>Radius gained, wrong answers counting as 0: <b>{gain:+.3f}</b>. N = {certificates[0].n:,}; each "
-        f"certificate holds with probability {1 - alpha:g}.<br>The memory {_SAID[answer.case]}: its answer is "
-        f"{named(answer.predict)} with radius {answer.radius:.3f}.</div>"
+        f"certificate is wrong with probability {alpha:g} at most, if its settings were chosen before it was seen.<br>"
+        f"The memory {_SAID[answer.case]}: {named(answer.predict)}, radius {answer.radius:.3f}.</div>"
     )

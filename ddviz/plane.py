@@ -107,8 +107,9 @@ def certified(
 
 @dataclass(frozen=True)
 class Arrival:
-    """A point that came to the memory: its certificate, the answer, and the arrival whose ball caused it (-1: none)."""
+    """A visitor's certificate, the memory's answer, and the arrival whose ball caused it (-1: none)."""
 
+    visitor: int
     point: tuple[float, float]
     certificate: Certificate
     answer: Answer
@@ -122,16 +123,16 @@ def arrivals(points: Tensor, certificates: Sequence[Certificate], order: Sequenc
         x, y = points[i].tolist()
         before = len(memory)
         answer = memory.answer(points[i], certificates[i].predict, certificates[i].radius)
-        answered.append(Arrival((x, y), certificates[i], answer, stored[answer.by] if answer.by >= 0 else -1))
+        answered.append(Arrival(i, (x, y), certificates[i], answer, stored[answer.by] if answer.by >= 0 else -1))
         if len(memory) > before:
             stored.append(place)
     return answered
 
 
 def different(one: Sequence[Arrival], other: Sequence[Arrival]) -> int:
-    """How many points were answered differently in another order of arrival."""
-    answers = [{a.point: (a.answer.predict, a.answer.radius) for a in arrivals} for arrivals in (one, other)]
-    return sum(answers[0][point] != answers[1][point] for point in answers[0])
+    """How many visitors were answered differently in another order of arrival."""
+    answers = [{a.visitor: (a.answer.predict, a.answer.radius) for a in arrivals} for arrivals in (one, other)]
+    return sum(answers[0][visitor] != answers[1][visitor] for visitor in answers[0])
 
 
 def visitors(seed: int = 17) -> Tensor:

@@ -141,5 +141,4 @@ def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield _POOLS[workers]
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)  # a worker's setting is also the default of threads made later
+        torch.set_num_threads(before)  # a worker's setting is also the default of threads made later

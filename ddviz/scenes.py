@@ -9,6 +9,8 @@ next (uirevision).
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ddviz.exploration import Study
 from ddviz.plots import GREY, STYLES
 from ddviz.smoothing import smoothing_for
@@ -30,7 +32,7 @@ def explorer(study: Study, k: int, classes: Sequence[str]) -> Figure:
     """
     config = study.config
     scale, sigma_x = smoothing_for(config.norm).scale_name, study.sigma[k].item()
-    before, after = (study.landscape.at(sigma)[0] for sigma in (config.sigma, sigma_x))
+    before, after = study.landscape.at(torch.tensor([config.sigma, sigma_x]))[0].tolist()
     title = (
         f"Image {study.index}: estimated radius {before:.3f} at {scale}_0 = {config.sigma:.3f}, {after:.3f} at "
         f"{scale}_x = {sigma_x:.3f} after {k} steps"
@@ -78,8 +80,8 @@ def marker(x: float, y: float, name: str, color: str, symbol: str, **more: objec
 
 def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
     around, sigma = study.landscape, study.landscape.sigma.tolist()
-    low, high = ((around.radius + side * 1.96 * around.error).tolist() for side in (-1, 1))
-    path = study.sigma[: k + 1].tolist()
+    low, high = around.low.tolist(), around.high.tolist()
+    path = study.sigma[: k + 1]
     band = {
         "type": "scatter",
         "x": [*sigma, *sigma[::-1]],
@@ -91,20 +93,24 @@ def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list
         "name": "95 % band",
         "hoverinfo": "skip",
     }
-    first = around.at(study.config.sigma)[1].argmax()
+    first = around.at(torch.tensor([study.config.sigma]))[1].argmax()
     names = [classes[c] for c in around.top.tolist()]
     hover = f"%{{text}}: radius %{{y:.3f}} at {scale} = %{{x:.3f}}<extra></extra>"
     curve = {"type": "scatter", "x": sigma, "mode": "lines", "text": names, "hovertemplate": hover}
     same = [radius if c == first else None for radius, c in zip(around.radius.tolist(), around.top, strict=True)]
     look = {"color": CURVE, "width": 2.5}
     curves = [
-        {**curve, "y": around.radius.tolist(), "name": "of another class", "line": {"color": GREY, "dash": "dot"}},
+        {
+            **curve,
+            **{"y": around.radius.tolist(), "name": "of another class", "line": {"color": GREY, "dash": "dot"}},
+            "showlegend": None in same,
+        },
         {**curve, "y": same, "name": f"R({scale}) of the class at {scale}_0", "line": look},
     ]
     steps = {
         "type": "scatter",
-        "x": path,
-        "y": [around.at(sigma)[0] for sigma in path],
+        "x": path.tolist(),
+        "y": around.at(path)[0].tolist(),
         "mode": "lines",  # a marker a step would take half of the time of a picture
         "name": "path of Algorithm 1",
         "line": {"color": FOUND.color, "width": 7},
@@ -114,11 +120,14 @@ def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list
     }
     points = [
         (f"{scale}_0", study.config.sigma, FIXED.color, FIXED.symbol),
-        (f"{scale}_x", path[-1], FOUND.color, FOUND.symbol),
+        (f"{scale}_x", path[-1].item(), FOUND.color, FOUND.symbol),
         ("grid search", study.grid, GRID, "x"),
     ]
     hover = f"%{{fullData.name}}: {scale} = %{{x:.3f}}<br>radius %{{y:.3f}}<extra></extra>"
-    marked = [marker(x, around.at(x)[0], name, *look, hovertemplate=hover) for name, x, *look in points]
+    heights = around.at(torch.tensor([x for _, x, *_ in points]))[0].tolist()
+    marked = [
+        marker(x, y, name, *look, hovertemplate=hover) for y, (name, x, *look) in zip(heights, points, strict=True)
+    ]
     return [band, *curves, steps, *marked]
 
 
@@ -135,7 +144,7 @@ def _steps(study: Study, k: int) -> list[Trace]:
 
 def _probabilities(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
     """Bars of the classes that are likeliest at either scale; the true one is marked."""
-    both = [study.landscape.at(sigma)[1] for sigma in (study.config.sigma, study.sigma[k].item())]
+    both = study.landscape.at(torch.tensor([study.config.sigma, study.sigma[k]]))[1]
     wanted = (both[0] + both[1]).topk(min(_CLASSES, len(classes))).indices.flip(0).tolist()
     names = [f"<b>{classes[c]} (true)</b>" if c == study.label else classes[c] for c in wanted]
     return [

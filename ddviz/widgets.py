@@ -5,6 +5,7 @@ Every control can be driven from Python by its `.value` or `.click()`, and reach
 
 import html
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -103,12 +104,10 @@ class Gallery(ipw.VBox):
     """Pages of thumbnails to pick an image from. index: the picked image's number."""
 
     index = traitlets.Int(-1)
-    _made = 0
 
     def __init__(self, status: Status, page: int = 12):
         self._callbacks = Callbacks(status)
-        Gallery._made += 1
-        self._name = f"ddviz-gallery-{Gallery._made}"
+        self._name = f"ddviz-gallery-{uuid.uuid4().hex}"  # all notebooks share one page and its style rules
         self._images: ImageSet | None = None
         self._extremes: Sequence[int] = ()
         self._shown: list[int] = []
@@ -131,7 +130,12 @@ class Gallery(ipw.VBox):
         super().__init__([self._style, ipw.HBox([self.wanted, self.earlier, self.later]), grid, self.number])
 
     def offer(self, images: ImageSet, extremes: Sequence[int] = ()) -> None:
-        """Show these images and pick the first; extremes: those that lost and gained most in a finished run."""
+        """Show these images and pick the one that was picked in the same set, else the first.
+
+        extremes: those that lost and gained most in a finished run.
+        """
+        known = self._images is not None and self._images.name == images.name
+        picked = self.index if known and self.index in images.indices else images.indices[0]
         self._images, self._extremes = images, extremes
         some = [("images that lost or gained most in the finished runs", "extremes")] if extremes else []
         classes = [(f"class {name}", position) for position, name in enumerate(images.classes)]
@@ -140,7 +144,7 @@ class Gallery(ipw.VBox):
             self.wanted.value = "all"
         self._filter()
         self.index = -1
-        self._pick(self._shown[0])
+        self._pick(picked)
 
     def _pick(self, number: int) -> None:
         """Take the image of this number, or the nearest there is."""
@@ -176,9 +180,13 @@ class Gallery(ipw.VBox):
             button.layout.display = "" if position < len(page) else "none"
             if position < len(page):
                 number = page[position]
-                source = thumbnail(self._images.image(number), 52)
                 button.tooltip = f"image {number}, {self._images.classes[int(self._images.labels[number])]}"
-                rules.append(f"button.{self._name}-{position} {{background-image: url({source})}}")
+                try:
+                    source = thumbnail(self._images.image(number), 52)
+                except InputError as error:  # the other images can be looked at all the same
+                    button.tooltip = str(error)
+                else:
+                    rules.append(f"button.{self._name}-{position} {{background-image: url({source})}}")
         self._style.value = f"<style>{' '.join(rules)}</style>"
         self._mark()
 

@@ -1,6 +1,7 @@
 """The explorer's panel, driven from Python as its widgets are driven from a page."""
 
 import threading
+from dataclasses import replace
 
 import ipywidgets as ipw
 import pytest
@@ -70,10 +71,14 @@ def test_a_newer_change_cancels_the_older_one(explorer, monkeypatch):
 
 def test_papers_settings_and_back(explorer):
     explorer.paper.click()
+    explorer.k.value = 850  # while the longer path is still being searched
+    explorer.redraw.click()
+    assert "after 10 steps" in explorer.figure.figure and "Error" not in explorer.status.value
     explorer.wait()
     settings = explorer.study.config
     assert (settings.lr, settings.samples, settings.iterations, settings.clamp) == (1e-4, 1, 900, 0.02)
-    assert explorer.k.value == 900
+    assert "after 850 steps" in explorer.figure.figure
+    explorer.sigma_0.value = 0.5
     explorer.defaults.click()
     explorer.wait()
     assert explorer.study.config == explorer.config
@@ -92,6 +97,36 @@ def test_certificates_are_those_of_certify_and_the_memory_answers(explorer):
     explorer.wait()
     assert "repeated what it had answered" in explorer.result.value and len(explorer.memory) == 1
     assert not explorer.certify.disabled and explorer.cancel.disabled
+
+
+def test_no_certificate_of_one_image_is_stored_for_another(explorer, monkeypatch):
+    gate, real = threading.Event(), exploration.study
+
+    def slow(*arguments):
+        gate.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(exploration, "study", slow)
+    explorer.gallery.thumbnails[3].click()
+    explorer.certify.click()
+    assert "The search has not ended yet" in explorer.status.value and not explorer.certify.disabled
+    gate.set()
+    explorer.wait()
+    assert len(explorer.memory) == 0
+    explorer.certify.click()
+    explorer.gallery.thumbnails[5].click()  # gives the certificate up
+    explorer.wait()
+    assert len(explorer.memory) == 0 and explorer.study.index == 5
+
+
+def test_a_panel_that_is_closed_stops_working(explorer, monkeypatch):
+    gate, real = threading.Event(), explorer.bench.network.forward
+    monkeypatch.setattr(explorer.bench.sampler.forward, "forward", lambda x: (gate.wait(10), real(x))[1])
+    explorer.certify.click()
+    explorer.close()
+    gate.set()
+    explorer.wait()
+    assert len(explorer.memory) == 0 and not explorer._certifying.busy
 
 
 def test_a_certificate_can_be_cancelled(explorer, monkeypatch):
@@ -166,9 +201,11 @@ def test_anything_else_that_fails_shows_with_its_traceback(explorer, monkeypatch
     assert "KeyError" in explorer.status.value and "Traceback" in explorer.status.value
 
 
-def test_l1_names_lambda(explorer):
+def test_l1_names_lambda_and_keeps_the_image(explorer):
+    explorer.gallery.thumbnails[4].click()
     explorer.norm.value = "l1"
     explorer.wait()
+    assert explorer.study.index == 4 and explorer.sigma_0.description == "lambda_0 ([0,1] pixels)"
     assert "lambda_x" in explorer.figure.figure and explorer.study.config.norm == "l1"
 
 
@@ -180,6 +217,24 @@ def test_every_control_has_a_label(explorer):
 
     controls = [w for w in walk(explorer) if isinstance(w, ipw.IntSlider | ipw.FloatLogSlider | ipw.Button)]
     assert len(controls) > 20 and all(control.description or control.tooltip for control in controls)
+
+
+def test_an_image_that_cannot_be_read_leaves_the_others(explorer):
+    images = explorer.bench.images
+
+    def read(index):
+        if index == 1:
+            raise ddviz.InputError("cannot read the image 1")
+        return images.read(index)
+
+    explorer.gallery.offer(replace(images, read=read))
+    assert explorer.gallery.thumbnails[1].tooltip == "cannot read the image 1"
+    assert explorer.gallery.thumbnails[2].tooltip.startswith("image 2, ")
+
+
+def test_a_step_that_nobody_could_see_is_refused():
+    with pytest.raises(ddviz.InputError, match=r"expected lr >= 1e-05 here, where a path is to be seen, got 0\."):
+        Explorer(ddviz.RunConfig(lr=0.0))
 
 
 def test_callbacks_rest_while_a_program_sets_controls():

@@ -34,6 +34,25 @@ def test_counts_do_not_depend_on_batch_size_or_workers(digits, smoothing):
     assert counts[0].sum() == 1_000 and (counts[0] > 0).sum() > 1
 
 
+def test_threads_made_afterwards_have_as_many_cores_as_before():
+    """Work in the background of a notebook has a thread of its own each time."""
+    code = (
+        "import sys, threading, torch, ddviz\n"
+        "from ddviz.noise import NoiseKey, Stage\n"
+        "from ddviz.sampling import Sampler\n"
+        "torch.set_num_threads(2)\n"
+        "sampler = Sampler.prepare(ddviz.models.load('digits', sigma=0.25).network, torch.rand(1, 8, 8))\n"
+        "count = lambda: sampler.count(torch.rand(1, 8, 8), 0.6, 200, smoothing=ddviz.Gaussian(), "
+        "key=NoiseKey(0, 0, Stage.ESTIMATE))\n"
+        "seen = []\n"
+        "for work in (count, lambda: seen.append(torch.get_num_threads())):\n"
+        "    thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "print(sampler.workers, *seen)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["2", "2"]
+
+
 def test_a_run_of_fewer_samples_is_the_beginning_of_a_longer_one(digits):
     network, pixels = digits
     sampler = Sampler.prepare(network, pixels, batch=50)

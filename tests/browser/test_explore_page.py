@@ -130,12 +130,12 @@ def test_click_into_the_plane_and_replay_the_memory(lab):
         lab.wait_for_figure(before)
         coordinates = [float(lab.page.locator("input[type=number]").nth(i).input_value()) for i in (0, 1)]
         assert coordinates == pytest.approx([x, 1.15 - 0.3 * 1.3], abs=0.02)
-    lab.screenshot("tour-smoothing", ".ddviz-tour")
+    lab.screenshot("tour_smoothing", ".ddviz-tour")
     arrived = lab.page.locator(".widget-slider .noUi-handle").nth(1)
     arrived.focus()
     for _ in range(19):
         lab.page.keyboard.press("ArrowRight")
     lab.page.get_by_text("Point 20 of 22").wait_for()
     assert "is in the way" in lab.page.locator(".ddviz-figure .gtitle").nth(1).text_content()
-    lab.screenshot("tour-memory", ".ddviz-tour", 1)
+    lab.screenshot("tour_memory", ".ddviz-tour", 1)
     assert lab.foreign == []
