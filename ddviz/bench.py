@@ -85,7 +85,7 @@ def prepare(config: RunConfig, network: nn.Module | None = None, images: ImageSe
     else:
         base = BaseClassifier(network, type(network).__name__, arch="own", normalize="as given")
     device = torch_device(config.device)
-    on_device = copy.deepcopy(base.network).to(device).eval()
+    on_device = copy.deepcopy(base.network).to(device).eval().requires_grad_(False)
     probes = range(0, len(images.labels), max(1, len(images.labels) // _SELF_TEST_IMAGES))[:_SELF_TEST_IMAGES]
     pixels = images.images([images.indices[0], *probes])
     labels = torch.tensor([int(images.labels[index]) for index in (images.indices[0], *probes)])

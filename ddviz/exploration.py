@@ -5,6 +5,7 @@ Radii here are estimates from few samples, for the eye. `certify_scales` gives t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ddviz.errors import InputError, explained_memory_errors
 from ddviz.jobs import Token
 from ddviz.noise import NoiseKey, Stage, fill_block
 from ddviz.records import is_correct, read_records
+from ddviz.sampling import side_by_side
 from ddviz.sigma import Ascent, Grid
 from ddviz.smoothing import Smoothing, smoothing_for
 
@@ -92,9 +94,13 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
     if not isinstance(solver, Ascent):
         raise InputError(f"expected solver ascent, whose path is shown here, got {config.solver!r}.")
     with explained_memory_errors("batch", bench.sampler.batch):
-        path = solver(network, image[None], config.sigma, **settings)
-        grid = _grid(config)
-        best = grid(network, image[None], min(config.sigma, grid.sigma_max), **settings).chosen.item()
+        grid, workers = _grid(config), bench.sampler.workers
+        path, searched = side_by_side(
+            workers,
+            lambda: solver(network, image[None], config.sigma, **settings),
+            lambda: grid(network, image[None], min(config.sigma, grid.sigma_max), **settings),
+        )
+        best = searched.chosen.item()
         sigma, radius = path.sigma[:, 0].cpu(), path.radius[:, 0].cpu()
         visited = torch.cat([sigma, torch.tensor([best, config.sigma / 3, config.sigma * 3])]).log10()
         scales = torch.logspace(visited.min().item(), visited.max().item(), SCALES - 1)
@@ -106,6 +112,7 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
             key=NoiseKey(config.seed, index, Stage.SHOW),
             clamp=config.clamp,
             batch=bench.sampler.batch,
+            workers=workers,
         )
     kept = path.chosen.item() == path.sigma[-1].item()
     label = int(bench.images.labels[index])
@@ -125,7 +132,6 @@ def study_evaluations(config: RunConfig) -> int:
     return check + searched + SCALES * SAMPLES
 
 
-@torch.no_grad()
 def landscape(
     forward: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -136,14 +142,20 @@ def landscape(
     clamp: float,
     samples: int = SAMPLES,
     batch: int = SAMPLES,
+    workers: int = 1,
 ) -> Landscape:
     """Estimate the radius of one image x (C, H, W) at each scale of sigma (S,), ascending.
 
     Raises: InputError where the network returns NaN; ResourceError where a batch does not fit.
     """
     noise = fill_block(torch.empty(samples, *x.shape, device=x.device), smoothing, key, 0).split(batch)
-    outputs = [torch.cat([forward(x + scale * part).softmax(1) for part in noise]) for scale in sigma.tolist()]
-    mean = torch.stack(outputs).mean(1).cpu()
+
+    def means(scales: list[float]) -> list[Tensor]:
+        with torch.no_grad():  # each thread has a mode of its own
+            return [torch.cat([forward(x + scale * part).softmax(1) for part in noise]).mean(0) for scale in scales]
+
+    shares = [partial(means, part.tolist()) for part in sigma.tensor_split(workers)]
+    mean = torch.stack([one for share in side_by_side(workers, *shares) for one in share]).cpu()
     if not torch.isfinite(mean).all():
         raise InputError("the network returned NaN for noisy copies of this image: choose dtype float32.")
     top = mean.argmax(1, keepdim=True)

@@ -7,12 +7,13 @@ belongs to the base classifier and the certificate is that classifier's. Noise d
 import ctypes
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ddviz.inference import Forward, compile_forward
 from ddviz.noise import NoiseKey, NoiseStream
 from ddviz.smoothing import Smoothing
 
+T = TypeVar("T")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -142,3 +144,15 @@ def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield _POOLS[workers]
     finally:
         torch.set_num_threads(before)  # a worker's setting is also the default of threads made later
+
+
+def side_by_side(workers: int, *calls: Callable[[], T]) -> list[T]:
+    """Results of several calls, each on one core of its own where there are workers to make them.
+
+    What runs on a notebook's thread beside others gets little of torch's own parallelism: OpenMP throttles threads that
+    wait as soon as there are more of them than cores.
+    """
+    if workers < 2:
+        return [call() for call in calls]
+    with one_thread_each(workers) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
