@@ -88,9 +88,9 @@ def regions(network: nn.Module) -> Regions:
     return Regions(axis.double().numpy(), classes.numpy())
 
 
-def searched(network: nn.Module, points: Tensor, sigma_0: float, *, seed: int = 0) -> list[float]:
+def searched(network: nn.Module, points: Tensor, sigma_0: float, *, lr: float = 2e-3, seed: int = 0) -> list[float]:
     """sigma_x of points (B, 2) by Algorithm 1, with both promises of section 3.4."""
-    solver = Ascent(iterations=100, lr=0.01, samples=32, clamp=0.002, keep_class=True, keep_radius=True)
+    solver = Ascent(iterations=100, lr=lr, samples=32, clamp=0.002, keep_class=True, keep_radius=True)
     return solver(network, points.view(-1, 1, 1, 2), sigma_0, seed=seed).chosen.tolist()
 
 

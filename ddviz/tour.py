@@ -8,7 +8,8 @@ from ddviz.figureview import FigureView
 from ddviz.records import ABSTAIN
 from ddviz.widgets import WRAP, Callbacks, Status, slider
 
-_SIGMA_0 = 0.1
+_SIGMA_0 = 0.05
+_CLASHING = {"sigma_0": 0.1, "lr": 0.01}  # a search in large steps, whose scales differ more from point to point
 _SHOWN = 240  # training points in the picture
 
 
@@ -25,7 +26,7 @@ class SmoothingTour(ipw.VBox):
         )
         self.x, self.y = (
             ipw.BoundedFloatText(value=value, min=0, max=1, step=0.02, description=name, layout={"width": "160px"})
-            for name, value in (("x", 0.3), ("y", 0.62))
+            for name, value in (("x", 0.2), ("y", 0.2))
         )
         self.figure = FigureView()
         self.figure.observe(self._callbacks(self._clicked), "clicked")
@@ -60,7 +61,7 @@ class MemoryTour(ipw.VBox):
 
     def __init__(self, network: plane.PlaneNet):
         points = plane.visitors()
-        certificates = plane.certified(network, points, plane.searched(network, points, _SIGMA_0))
+        certificates = plane.certified(network, points, plane.searched(network, points, **_CLASHING))
         every = range(len(points))
         shuffled = torch.randperm(len(points), generator=torch.Generator().manual_seed(1)).tolist()
         self.orders = {

@@ -1,3 +1,5 @@
+import re
+
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -19,7 +21,7 @@ def network():
 @pytest.fixture(scope="module")
 def visited(network):
     points = plane.visitors()
-    certificates = plane.certified(network, points, plane.searched(network, points, 0.1))
+    certificates = plane.certified(network, points, plane.searched(network, points, 0.1, lr=0.01))
     return points, certificates, plane.arrivals(points, certificates, range(len(points)))
 
 
@@ -104,11 +106,17 @@ def test_a_click_moves_the_point_and_the_balls_are_certificates(network):
     tour.figure.clicked = {"x": 0.3, "y": 0.8}
     assert (tour.x.value, tour.y.value) == (0.3, 0.8) and tour.figure.version == before + 1
     point = torch.tensor([[0.3, 0.8]])
-    fixed = plane.certified(network, point, [0.1])[0]
-    assert f"fixed sigma = 0.100: green, certified radius {fixed.radius:.3f}" in tour.status.value
+    fixed = plane.certified(network, point, [0.05])[0]
+    assert f"fixed sigma = 0.050: green, certified radius {fixed.radius:.3f}" in tour.status.value
     tour.sigma.value = 0.2
     assert "fixed sigma = 0.200" in tour.status.value and tour.figure.version == before + 2
     go.Figure(plane_scenes.smoothing(plane.regions(network), 0.2, *plane.spiral(9), (0.3, 0.8), [fixed, fixed]))
+
+
+def test_the_panel_begins_where_sigma_x_certifies_clearly_more(network):
+    tour = SmoothingTour(network)
+    fixed, found = (float(radius) for radius in re.findall(r"radius (\d\.\d{3})", tour.status.value))
+    assert found > 1.5 * fixed > 0.1
 
 
 def test_the_memory_panel_replays_in_other_orders(network):

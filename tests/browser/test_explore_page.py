@@ -123,6 +123,7 @@ def test_click_into_the_plane_and_replay_the_memory(lab):
     lab.run_all()
     lab.wait_for_figure(0)
     lab.page.locator(".ddviz-figure").first.scroll_into_view_if_needed()
+    lab.screenshot("tour_smoothing", ".ddviz-tour")
     for place, x in ((0, 0.37), (1, 0.50)):  # in either of the two pictures of the plane, from -0.15 to 1.15
         area, before = lab.page.locator(".ddviz-figure .nsewdrag").nth(place).bounding_box(), lab.figure_version()
         left, top = (x + 0.15) / 1.3 * area["width"], 0.3 * area["height"]
@@ -130,7 +131,6 @@ def test_click_into_the_plane_and_replay_the_memory(lab):
         lab.wait_for_figure(before)
         coordinates = [float(lab.page.locator("input[type=number]").nth(i).input_value()) for i in (0, 1)]
         assert coordinates == pytest.approx([x, 1.15 - 0.3 * 1.3], abs=0.02)
-    lab.screenshot("tour_smoothing", ".ddviz-tour")
     arrived = lab.page.locator(".widget-slider .noUi-handle").nth(1)
     arrived.focus()
     for _ in range(19):
