@@ -9,7 +9,6 @@ from ddviz.records import ABSTAIN
 from ddviz.widgets import WRAP, Callbacks, Status, slider
 
 _SIGMA_0 = 0.05
-_CLASHING = {"sigma_0": 0.1, "lr": 0.01}  # a search in large steps, whose scales differ more from point to point
 _SHOWN = 240  # training points in the picture
 
 
@@ -61,7 +60,8 @@ class MemoryTour(ipw.VBox):
 
     def __init__(self, network: plane.PlaneNet):
         points = plane.visitors()
-        certificates = plane.certified(network, points, plane.searched(network, points, **_CLASHING))
+        scales = plane.searched(network, points, 0.1, lr=0.01)  # in large steps they differ more from point to point
+        certificates = plane.certified(network, points, scales)
         every = range(len(points))
         shuffled = torch.randperm(len(points), generator=torch.Generator().manual_seed(1)).tolist()
         self.orders = {
