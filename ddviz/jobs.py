@@ -97,9 +97,11 @@ class Worker:
         """Cancel what runs and start `work` in the background, then call `done` or `failed`; neither if cancelled."""
         self.cancel()
         token = Token(lambda evaluations: self._deliver(token, report, evaluations) if report else None)
-        self._token = token
-        self._thread = threading.Thread(target=self._run, args=(token, work, done, failed), daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(token, work, done, failed), daemon=True)
+        with self._lock:  # the thread may be done, and its result start the next one, before this line ends
+            self._token = token
+            thread.start()
+            self._thread = thread
 
     def cancel(self) -> None:
         """Stop what runs; nothing of it is delivered any more."""
@@ -109,8 +111,8 @@ class Worker:
     def wait(self, seconds: float = 60) -> None:
         """Wait until the newest work is done and, where no event loop runs, delivered; also work that this starts."""
         until = time.monotonic() + seconds
-        while self.busy and time.monotonic() < until:
-            self._thread.join(until - time.monotonic())  # type: ignore[union-attr]
+        while (thread := self._thread) is not None and thread.is_alive() and (left := until - time.monotonic()) > 0:
+            thread.join(left)
 
     def _run(self, token: Token, work: Callable[[Token], Any], done: Callable, failed: Callable) -> None:
         def finish(result: object) -> None:

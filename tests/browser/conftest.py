@@ -1,5 +1,6 @@
 """JupyterLab in a headless Chromium, as a user meets it; skips where either is missing."""
 
+import json
 import os
 import shutil
 import socket
@@ -152,3 +153,13 @@ def lab(server: tuple[str, Path], browser) -> Iterator[Lab]:
     page.set_default_timeout(60_000)
     yield Lab(page, *server)
     page.close()
+    _shut_down_kernels(server[0])
+
+
+def _shut_down_kernels(address: str) -> None:
+    """End the kernels that a test left: they would take memory and time from the next."""
+    with urllib.request.urlopen(f"{address}/api/kernels?token=T") as answer:
+        kernels = [kernel["id"] for kernel in json.load(answer)]
+    for kernel in kernels:
+        request = urllib.request.Request(f"{address}/api/kernels/{kernel}?token=T", method="DELETE")
+        urllib.request.urlopen(request).close()
