@@ -38,7 +38,7 @@ class Certificate:
     norm: str
 
 
-def lower_confidence_bound(count: int, n: int, alpha: float) -> float:
+def lower_confidence_bound(count: float, n: int, alpha: float) -> float:
     """Clopper-Pearson: a bound that is at most p with probability 1 - alpha, where count ~ Binomial(n, p)."""
     return float(beta.ppf(alpha, count, n - count + 1)) if count > 0 else 0.0
 

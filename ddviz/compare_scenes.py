@@ -12,7 +12,7 @@ from ddviz import analysis, comparison
 from ddviz.analysis import Gain
 from ddviz.comparison import FoundRun
 from ddviz.plots import GREY, OTHERS, STYLES, Style
-from ddviz.scenes import Figure, Trace, axis, marker, styled
+from ddviz.scenes import Figure, Trace, axis, band, faded, marker, styled
 from ddviz.smoothing import smoothing_for
 
 Looks = Mapping[str, Style]
@@ -48,8 +48,8 @@ def curves(runs: Sequence[FoundRun], look: Looks, *, bands: bool, envelope: bool
     for run in runs:
         color, group = look[run.name].color, {"legendgroup": run.name}
         if bands:
-            low, high = (100 * side for side in analysis.accuracy_band(run.records, radii))
-            filled.append(_band(radii, low, high, color) | group)
+            low, high = ((100 * side).tolist() for side in analysis.accuracy_band(run.records, radii))
+            filled.append(band(radii.tolist(), low, high, faded(color, 0.18), showlegend=False) | group)
         acr, error = analysis.mean_with_error(run.radii)
         name = f"{run.name}: ACR {acr:.3f} ± {error:.3f}, {len(run.records):,} images"
         line = {"color": color, "dash": look[run.name].dash, "width": 2.5, "shape": "vh"}
@@ -71,21 +71,6 @@ def curves(runs: Sequence[FoundRun], look: Looks, *, bands: bool, envelope: bool
 def _line(x: np.ndarray, y: np.ndarray, name: str, line: Mapping[str, object], **more: object) -> Trace:
     where = {"x": np.asarray(x).tolist(), "y": np.asarray(y).tolist()}
     return {"type": "scatter", **where, "mode": "lines", "name": name, "line": line, **more}
-
-
-def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> Trace:
-    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
-    return {
-        "type": "scatter",
-        "x": [*x.tolist(), *x[::-1].tolist()],
-        "y": [*high.tolist(), *low[::-1].tolist()],
-        "fill": "toself",
-        "fillcolor": f"rgba({red}, {green}, {blue}, 0.18)",
-        "line": {"width": 0},
-        "mode": "lines",
-        "showlegend": False,
-        "hoverinfo": "skip",
-    }
 
 
 def radii(

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 from ddviz.analysis import Gain, extremes, gains
 from ddviz.bench import Bench
-from ddviz.certify import Certificate, certify
-from ddviz.config import RunConfig
+from ddviz.certify import Certificate, certify, lower_confidence_bound
+from ddviz.config import METHODS, RunConfig
 from ddviz.errors import InputError, explained_memory_errors
 from ddviz.jobs import Token
 from ddviz.noise import NoiseKey, Stage, fill_block
@@ -78,6 +76,11 @@ class Study:
     grid: float
     landscape: Landscape
     evaluations: int
+
+    @property
+    def scale_name(self) -> str:
+        """What the noise scale is called where it is shown."""
+        return smoothing_for(self.config.norm).scale_name
 
 
 def study(bench: Bench, config: RunConfig, index: int, token: Token | None = None) -> Study:
@@ -172,10 +175,10 @@ def _interval(p: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
     Unlike an interval from their spread it keeps a width where all samples agree.
     """
-    total = n * p.double().clamp(0, 1).numpy()
-    low, high = beta.ppf(0.025, total, n - total + 1), beta.ppf(0.975, total + 1, n - total)
-    low, high = np.where(total > 0, low, 0.0), np.where(total < n, high, 1.0)
-    return torch.from_numpy(low).float(), torch.from_numpy(high).float()
+    counts = (n * p.double()).clamp(0, n).tolist()
+    low = [lower_confidence_bound(count, n, 0.025) for count in counts]
+    high = [1 - lower_confidence_bound(n - count, n, 0.025) for count in counts]
+    return torch.tensor(low), torch.tensor(high)
 
 
 def noisy(study: Study, sigma: float, draw: int) -> Tensor:
@@ -206,7 +209,7 @@ def certify_scales(
 
 def finished_gains(bench: Bench) -> list[Gain]:
     """The images of a finished pair of runs (fixed, ds) that lost and that gained most; none where no such runs are."""
-    files = [bench.folder(method).records for method in ("fixed", "ds")]
+    files = [bench.folder(method).records for method in METHODS]
     if not all(file.exists() for file in files):
         return []
     known = set(bench.images.indices)

@@ -83,7 +83,7 @@ class Explorer(ipw.VBox):
             ipw.FloatLogSlider,
             "lr (step size)",
             value=config.lr,
-            min=-5,
+            min=math.log10(_SLOWEST),
             max=max(-1.0, math.log10(config.lr)),
             step=0.1,
             continuous_update=False,
@@ -235,8 +235,11 @@ class Explorer(ipw.VBox):
         self.pictures[0].show(study.image, f"image {study.index}: {self.bench.images.classes[study.label]}")
         self._show_noisy("0", study.config.sigma)
         self._show()
-        scale = smoothing_for(study.config.norm).scale_name
-        broken = "" if study.kept else f" A run would stay at {scale}_0: a promise of section 3.4 would be broken."
+        broken = (
+            ""
+            if study.kept
+            else f" A run would stay at {study.scale_name}_0: a promise of section 3.4 would be broken."
+        )
         made = f"{study.evaluations:,} network evaluations for this picture, clamp {study.config.clamp:g}"
         self.status.say(f"{self.bench.base.name}: {made}.{broken}")
 
@@ -249,9 +252,8 @@ class Explorer(ipw.VBox):
 
     def _show_noisy(self, name: str, sigma: float) -> None:
         assert self.study is not None
-        scale = smoothing_for(self.study.config.norm).scale_name
         image = exploration.noisy(self.study, sigma, self._draws)
-        self.pictures["0x".index(name) + 1].show(image, f"under {scale}_{name} = {sigma:.3f}")
+        self.pictures["0x".index(name) + 1].show(image, f"under {self.study.scale_name}_{name} = {sigma:.3f}")
 
     def _redraw(self) -> None:
         """Draw the pictures' noise anew."""
@@ -315,8 +317,7 @@ def _table(
     certificates: Sequence[Certificate], answer: Answer, study: Study, classes: Sequence[str], alpha: float
 ) -> str:
     """The certificates at both scales, the gain, and the memory's answer, as HTML."""
-    norm = study.config.norm
-    scale = smoothing_for(norm).scale_name
+    norm, scale = study.config.norm, study.scale_name
 
     def named(predict: int) -> str:
         if predict == ABSTAIN:

@@ -72,11 +72,15 @@ class Regions:
     axis: NDArray[np.float64]
     classes: NDArray[np.int64]
 
+    @property
+    def one_hot(self) -> NDArray[np.float64]:
+        """Probability of each class without noise, (3, G, G)."""
+        return (self.classes == np.arange(len(CLASSES))[:, None, None]).astype(np.float64)
+
     def smoothed(self, sigma: float) -> NDArray[np.float64]:
         """Probability of each class under noise, (3, G, G): the smoothed classifier, up to the grid."""
         cell = self.axis[1] - self.axis[0]
-        one_hot = (self.classes == np.arange(len(CLASSES))[:, None, None]).astype(np.float64)
-        return np.stack([gaussian_filter(region, sigma / cell, mode="nearest") for region in one_hot])
+        return np.stack([gaussian_filter(region, sigma / cell, mode="nearest") for region in self.one_hot])
 
 
 @torch.no_grad()

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from ddviz.certify import Certificate
 from ddviz.plane import CLASSES, Arrival, Regions
+from ddviz.plots import GREY, OTHERS
 from ddviz.records import ABSTAIN
-from ddviz.scenes import FIXED, FOUND, Figure, Trace, axis, marker, styled
+from ddviz.scenes import FIXED, FOUND, Figure, Trace, axis, faded, marker, styled
 
-COLORS = ("#009E73", "#CC79A7", "#E69F00")
-_RGB = ("0, 158, 115", "204, 121, 167", "230, 159, 0")
+COLORS = tuple(OTHERS[place].color for place in (0, 1, 3))  # as the classes are called
 _SEEN = (-0.15, 1.15)  # what of the plane is drawn
 _ANGLES = np.linspace(0, 2 * np.pi, 73)
-_GREY = "#808080"
 
 
 def smoothing(
@@ -30,9 +29,8 @@ def smoothing(
 
     clicked: a point with certificates at the fixed sigma and at sigma_x, whose balls are drawn.
     """
-    one_hot = np.stack([regions.classes == c for c in range(len(CLASSES))]).astype(np.float64)
     traces = [
-        _heatmap(regions, one_hot, "x", "y"),
+        _heatmap(regions, regions.one_hot, "x", "y"),
         _heatmap(regions, regions.smoothed(sigma), "x2", "y2"),
         *(_training(points, labels, c) for c in range(len(CLASSES))),
     ]
@@ -57,9 +55,9 @@ def memory(answered: Sequence[Arrival], arrived: int) -> Figure:
     traces: list[Trace] = []
     for place, arrival in enumerate(answered[:arrived]):
         if arrival.answer.predict == ABSTAIN:
-            traces.append(_dot(arrival, place, _GREY, "x"))
+            traces.append(_dot(arrival, place, GREY, "x"))
             continue
-        color, rgb = COLORS[arrival.answer.predict], _RGB[arrival.answer.predict]
+        color = COLORS[arrival.answer.predict]
         line = {"color": color, "width": 4 if place in (newest.by, arrived - 1) else 1}
         traces.append(
             ball(
@@ -68,7 +66,7 @@ def memory(answered: Sequence[Arrival], arrived: int) -> Figure:
                 "",
                 line=line,
                 fill="toself",
-                fillcolor=f"rgba({rgb}, 0.2)",
+                fillcolor=faded(color, 0.2),
                 hoverinfo="skip",
                 showlegend=False,
             )
@@ -123,8 +121,8 @@ def _heatmap(regions: Regions, probabilities: NDArray[np.float64], x: str, y: st
     shown = probabilities[:, seen][:, :, seen]
     top, p_a = shown.argmax(0), shown.max(0)
     scale = []
-    for c, rgb in enumerate(_RGB):
-        scale += [[c / 3, f"rgba({rgb}, 0)"], [(c + 0.999) / 3 if c < 2 else 1, f"rgba({rgb}, 0.6)"]]
+    for c, color in enumerate(COLORS):
+        scale += [[c / 3, faded(color, 0)], [(c + 0.999) / 3 if c < 2 else 1, faded(color, 0.6)]]
     ticks = regions.axis[seen].round(4).tolist()
     return {
         "type": "heatmap",

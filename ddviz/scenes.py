@@ -12,15 +12,13 @@ from typing import Any
 import torch
 
 from ddviz.exploration import Study
-from ddviz.plots import GREY, STYLES
-from ddviz.smoothing import smoothing_for
+from ddviz.plots import GREY, OTHERS, STYLES
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 
 FIXED, FOUND = STYLES["fixed"], STYLES["data-dependent"]
-GRID, CURVE = "#E69F00", "#009E73"
-_BAND = "rgba(0, 158, 115, 0.2)"
+CURVE, GRID = OTHERS[0].color, OTHERS[3].color
 _EDGE = {"color": "#FFFFFF", "width": 1}
 _CLASSES = 5
 
@@ -31,7 +29,7 @@ def explorer(study: Study, k: int, classes: Sequence[str]) -> Figure:
     k: the step of the path that counts as sigma_x.
     """
     config = study.config
-    scale, sigma_x = smoothing_for(config.norm).scale_name, study.sigma[k].item()
+    scale, sigma_x = study.scale_name, study.sigma[k].item()
     before, after = study.landscape.at(torch.tensor([config.sigma, sigma_x]))[0].tolist()
     title = (
         f"Image {study.index}: estimated radius {before:.3f} at {scale}_0 = {config.sigma:.3f}, {after:.3f} at "
@@ -78,21 +76,30 @@ def marker(x: float, y: float, name: str, color: str, symbol: str, **more: objec
     return {"type": "scatter", "x": [x], "y": [y], "mode": "markers", "name": name, "marker": look, **more}
 
 
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], color: str, **more: object) -> Trace:
+    """The area between two curves."""
+    edge = {"x": [*x, *x[::-1]], "y": [*high, *low[::-1]], "line": {"width": 0}}
+    return {
+        "type": "scatter",
+        **edge,
+        "mode": "lines",
+        "fill": "toself",
+        "fillcolor": color,
+        "hoverinfo": "skip",
+        **more,
+    }
+
+
+def faded(color: str, opacity: float) -> str:
+    """A colour #RRGGBB that lets the page show through."""
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity:g})"
+
+
 def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
     around, sigma = study.landscape, study.landscape.sigma.tolist()
-    low, high = around.low.tolist(), around.high.tolist()
     path = study.sigma[: k + 1]
-    band = {
-        "type": "scatter",
-        "x": [*sigma, *sigma[::-1]],
-        "y": [*high, *low[::-1]],
-        "fill": "toself",
-        "fillcolor": _BAND,
-        "line": {"width": 0},
-        "mode": "lines",
-        "name": "95 % band",
-        "hoverinfo": "skip",
-    }
+    surely = band(sigma, around.low.tolist(), around.high.tolist(), faded(CURVE, 0.2), name="95 % band")
     first = around.at(torch.tensor([study.config.sigma]))[1].argmax()
     names = [classes[c] for c in around.top.tolist()]
     hover = f"%{{text}}: radius %{{y:.3f}} at {scale} = %{{x:.3f}}<extra></extra>"
@@ -128,7 +135,7 @@ def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list
     marked = [
         marker(x, y, name, *look, hovertemplate=hover) for y, (name, x, *look) in zip(heights, points, strict=True)
     ]
-    return [band, *curves, steps, *marked]
+    return [surely, *curves, steps, *marked]
 
 
 def _steps(study: Study, k: int) -> list[Trace]:
