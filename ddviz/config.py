@@ -5,6 +5,7 @@ Each default of `notebooks/certify.ipynb` has its home here.
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ddviz.certify import largest_p_lower
 from ddviz.errors import InputError
@@ -12,7 +13,7 @@ from ddviz.models import NORMALIZATIONS
 from ddviz.networks import ARCHITECTURES
 from ddviz.sampling import DTYPES
 from ddviz.settings import Settings
-from ddviz.sigma import SOLVERS, Ascent, Grid, Solver
+from ddviz.sigma import SOLVERS, Solver
 from ddviz.smoothing import SMOOTHINGS
 
 METHODS = {"fixed": "fixed", "ds": "data-dependent"}
@@ -77,17 +78,21 @@ class RunConfig(Settings):
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def make_solver(self) -> Solver:
-        """The solver these settings describe; a grid is given as many evaluations as K steps forward and back."""
-        common = {
-            "samples": self.samples,
-            "clamp": self.clamp,
-            "keep_class": self.keep_class,
-            "keep_radius": self.keep_radius,
-            **self._bounds(sigma_min=self.sigma_min, sigma_max=self.sigma_max),
+        """The solver these settings describe.
+
+        A grid is given as many evaluations as K steps forward and back; a halving four times the samples of a step.
+        """
+        shared = {"samples": self.samples, "clamp": self.clamp}
+        ascent = {"iterations": self.iterations, "lr": self.lr, **shared}
+        own: dict[str, dict[str, Any]] = {
+            "ascent": ascent,
+            "ascent-fast": ascent,
+            "grid": {"evaluations": 2 * self.iterations, **shared},
+            "halving": {"samples": 4 * self.samples, "n": self.n, "alpha": self.alpha},
         }
-        if self.solver == "grid":
-            return Grid(evaluations=2 * self.iterations, **common)  # type: ignore[arg-type]
-        return Ascent(iterations=self.iterations, lr=self.lr, **common)  # type: ignore[arg-type]
+        bounds = self._bounds(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        promises = {"keep_class": self.keep_class, "keep_radius": self.keep_radius}
+        return SOLVERS[self.solver](**promises, **bounds, **own[self.solver])
 
     def _check(self) -> None:
         self._check_choices(

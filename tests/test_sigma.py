@@ -1,16 +1,18 @@
 """Algorithm 1 against closed forms and a slow float64 reference; every known trap must be seen by that reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from conftest import Slab, SoftHalfSpace
-from scipy.stats import norm
+from conftest import HalfSpace, Slab, SoftHalfSpace
+from scipy.stats import beta, norm
 from torch import Tensor, nn
 
 import ddviz
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage, fill_block
-from ddviz.sigma import SOLVERS, Ascent, Grid, frozen
+from ddviz.sigma import SOLVERS, Ascent, Grid, Halving, frozen
 from ddviz.smoothing import SMOOTHINGS, Smoothing
 
 L2 = SMOOTHINGS["l2"]
@@ -78,9 +80,9 @@ def test_the_paper_s_settings_are_the_defaults():
     )
 
 
-def test_an_image_s_path_does_not_depend_on_the_images_beside_it(digits, smoothing):
+@pytest.mark.parametrize("solver", [Ascent(iterations=4, lr=0.02, samples=5), Halving()])
+def test_an_image_s_path_does_not_depend_on_the_images_beside_it(digits, smoothing, solver):
     network, x = digits
-    solver = Ascent(iterations=4, lr=0.02, samples=5)
     together = solver(network, x, STARTS, smoothing=smoothing, indices=[4, 9, 2])
     for i, index in enumerate([4, 9, 2]):
         alone = solver(network, x[i : i + 1], STARTS[i].item(), smoothing=smoothing, indices=[index])
@@ -192,6 +194,93 @@ def test_keeping_the_radius_never_ends_below_the_start():
         Ascent(iterations=5, lr=-0.05, keep_radius=keep)(network, x, STARTS).chosen for keep in (False, True)
     )
     assert (worse < STARTS).all() and torch.equal(kept, STARTS)
+
+
+def slow_halving(network: nn.Module, x: Tensor, index: int, sigma_0: float, smoothing: Smoothing) -> float:
+    """Successive halving of one image in float64, each scale and sample alone: 5 scales, 8 samples at the end."""
+    network, x = network.double(), x.double()
+    noise = fill_block(torch.empty(8, *x.shape), smoothing, NoiseKey(0, index, Stage.SEARCH), 0).double()
+    anchor = sum(network((x + sigma_0 * e)[None])[0].softmax(0) for e in noise).argmax().item()
+    scales = list(sigma_0 * np.geomspace(0.4, 2.3, 5))
+    scales[int(np.abs(np.log(np.array(scales) / sigma_0)).argmin())] = sigma_0
+
+    def score(sigma: float, samples: int) -> float:
+        logits = [network((x + sigma * e)[None])[0].tolist() for e in noise[:samples]]
+        margins = [row[anchor] - max(row[:anchor] + row[anchor + 1 :]) for row in logits]
+        p = norm.cdf(np.mean(margins) / (np.std(margins, ddof=1) + 0.1))
+        z, n = norm.ppf(0.999), 10_000
+        lower = (p + z**2 / 2 / n - z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)) / (1 + z**2 / n)
+        lower = max(lower, 1e-6)
+        return sigma * norm.ppf(lower) if smoothing.norm == "l2" else sigma * (2 * lower - 1)
+
+    for samples, keep in ((2, 3), (4, 2), (8, 1)):
+        scales = sorted(scales, key=lambda sigma: -score(sigma, samples))[:keep]
+    network.float()
+    return scales[0]
+
+
+def test_halving_is_that_of_a_slow_reference_in_float64(digits, smoothing):
+    network, x = digits
+    path = Halving(samples=8, scales=5)(network, x, STARTS, smoothing=smoothing, indices=[4, 9, 2])
+    slow = [slow_halving(network, x[i], index, STARTS[i].item(), smoothing) for i, index in enumerate([4, 9, 2])]
+    assert path.sigma.shape == path.radius.shape == (5, 3)
+    assert np.allclose(path.chosen, slow, atol=1e-6)
+
+
+def test_halving_estimates_the_radius_that_n_samples_certify():
+    """Before a half space the smoothed radius is the margin at every scale; a finite n proves less of a small p_B."""
+    network, x = HalfSpace(torch.ones(1), -0.5), torch.full((1, 1, 1, 1), 0.8)
+    path = Halving(samples=50_000, scales=5, softness=0.0, n=10**9)(network, x, 0.3)
+    assert path.radius[1:, 0].numpy() == pytest.approx(0.3, rel=0.01)
+    few = Halving(samples=50_000, scales=5, softness=0.0, n=2_000)(network, x, 0.3)
+    certified = [sigma * norm.ppf(binomial_bound(norm.cdf(0.3 / sigma), 2_000)) for sigma in few.sigma[:, 0].tolist()]
+    assert few.radius[:, 0].numpy() == pytest.approx(certified, rel=0.03)
+    assert few.radius[0, 0] < 0.28  # the finite n is seen
+
+
+def binomial_bound(p: float, n: int) -> float:
+    """Clopper-Pearson's lower bound of level 0.001 where just the expected share of n samples agrees."""
+    return beta.ppf(0.001, p * n, n - p * n + 1)
+
+
+def test_halving_fixes_the_class_and_does_not_run_to_the_confident_wrong_side():
+    sharp = nn.Sequential(Slab(0.5, 0.15), Scale(200.0))
+    path = Halving()(sharp, torch.full((1, 1, 1, 1), 0.5), 0.1)
+    assert norm.cdf(0.15 / path.chosen.item()) > 0.75
+
+
+def test_halving_goes_as_far_as_it_may_where_nothing_speaks_against_it():
+    path = Halving(sigma_max=0.4)(SoftHalfSpace(50.0, -5.0), torch.full((1, 1, 1, 1), 1.0), 0.25)
+    assert path.chosen.item() == pytest.approx(0.4)
+
+
+def test_halving_needs_two_samples():
+    with pytest.raises(InputError, match="expected samples >= 2 and scales >= 1, got 1 and 14"):
+        Halving(samples=1)(SoftHalfSpace(1.0, 0.0), torch.zeros(1, 1, 1, 1), 0.1)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    "solver", [Ascent(iterations=5, samples=3), Grid(samples=4), Halving(), Halving(samples=5, scales=3)]
+)
+def test_evaluations_are_those_that_the_network_saw(solver, keep):
+    seen = []
+
+    class Spy(SoftHalfSpace):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    solver = replace(solver, keep_radius=keep)
+    path = solver(Spy(1.0, 0.0), torch.full((3, 1, 1, 1), 0.9), STARTS)
+    assert 3 * path.evaluations == sum(seen)
+
+
+def test_a_plain_function_is_searched_as_a_module_is(digits):
+    network, x = digits
+    for solver in (Ascent(iterations=2, samples=2), Halving(keep_class=True)):
+        paths = [solver(form, x, STARTS) for form in (network, lambda x: network(x))]
+        assert torch.equal(paths[0].sigma, paths[1].sigma) and torch.equal(paths[0].chosen, paths[1].chosen)
 
 
 def test_promises_let_a_better_scale_through():
