@@ -7,6 +7,7 @@ Each stage is one module and takes the value of the one before. Figures live in 
 
 from ddviz import datasets, models
 from ddviz.analysis import average_certified_radius, certified_accuracy, envelope
+from ddviz.budget import SampleBudget
 from ddviz.certify import Certificate, certify, predict
 from ddviz.config import RunConfig
 from ddviz.errors import InputError, ResourceError
@@ -46,6 +47,7 @@ __all__ = [
     "ResourceError",
     "Run",
     "RunConfig",
+    "SampleBudget",
     "Sampler",
     "SigmaPath",
     "SmoothAdv",

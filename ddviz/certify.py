@@ -4,12 +4,13 @@ Three disjoint sets of noise samples keep the certificate honest: one chose sigm
 estimates its probability.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from scipy.stats import beta, binomtest
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from ddviz.budget import SampleBudget, check_samples, lower_confidence_bound
 from ddviz.datasets import checked_image
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage
@@ -25,7 +26,7 @@ class Certificate:
     """The smoothed classifier answers `predict` on the open ball of `radius` around the image.
 
     It holds with probability at least 1 - alpha over the noise. Radius in [0,1]-pixel units of the smoothing's norm; 0
-    and ABSTAIN where nothing could be certified. `count` of `n` samples fell on the chosen class, whose
+    and ABSTAIN where nothing could be certified. `count` of the `n` samples drawn fell on the chosen class, whose
     probability is at least `p_lower`. sigma is the noise scale (lambda for l1).
     """
 
@@ -38,19 +39,12 @@ class Certificate:
     norm: str
 
 
-def lower_confidence_bound(count: float, n: int, alpha: float) -> float:
-    """Clopper-Pearson: a bound that is at most p with probability 1 - alpha, where count ~ Binomial(n, p)."""
-    return float(beta.ppf(alpha, count, n - count + 1)) if count > 0 else 0.0
-
-
-def largest_p_lower(n: int, alpha: float) -> float:
-    """The bound when all n samples agree, alpha^(1/n): no certificate can do better."""
-    return alpha ** (1 / n)
-
-
 def certificate(chosen: int, count: int, n: int, *, sigma: float, alpha: float, smoothing: Smoothing) -> Certificate:
     """The certificate that `count` of `n` fresh samples on the class `chosen` give."""
-    p_lower = lower_confidence_bound(count, n, alpha)
+    return _proven(chosen, lower_confidence_bound(count, n, alpha), count, n, sigma, smoothing)
+
+
+def _proven(chosen: int, p_lower: float, count: int, n: int, sigma: float, smoothing: Smoothing) -> Certificate:
     radius = smoothing.certified_radius(sigma, p_lower)
     return Certificate(chosen if p_lower > 0.5 else ABSTAIN, radius, p_lower, count, n, sigma, smoothing.norm)
 
@@ -61,8 +55,9 @@ def certify(
     sigma: float,
     *,
     n0: int = 100,
-    n: int = 100_000,
-    alpha: float = 0.001,
+    n: int = SampleBudget.n,
+    alpha: float = SampleBudget.alpha,
+    budget: SampleBudget | None = None,
     smoothing: Smoothing | str = "l2",
     seed: int = 0,
     index: int = 0,
@@ -71,16 +66,25 @@ def certify(
 
     network: any nn.Module from pixels (B, C, H, W) to logits, or a prepared `Sampler`. smoothing: "l2", "l1" or one of
     `SMOOTHINGS`. n0 samples choose the class, n fresh ones estimate its probability; alpha is the probability that the
-    certificate is wrong. (seed, index) name the noise: give each image its own index.
+    certificate is wrong. budget: n and alpha with a rule that may stop earlier, in their place. (seed, index) name the
+    noise: give each image its own index.
 
-    Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), or n0, n < 1.
+    Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), n0, n < 1, or n or alpha beside a budget.
     """
     smoothing = smoothing_for(smoothing)
-    sampler, x, sigma = _checked(network, x, sigma, alpha=alpha, n0=n0, n=n)
+    if budget is not None and (n, alpha) != (SampleBudget.n, SampleBudget.alpha):
+        raise InputError(f"expected n and alpha inside the budget, got n={n} and alpha={alpha:g} beside {budget}.")
+    budget = budget or SampleBudget(n=n, alpha=alpha)
+    sampler, x, sigma = _checked(network, x, sigma, alpha=budget.alpha, n0=n0)
     choice = sampler.count(x, sigma, n0, smoothing=smoothing, key=NoiseKey(seed, index, Stage.CHOICE))
     chosen = int(choice.argmax())
-    counts = sampler.count(x, sigma, n, smoothing=smoothing, key=NoiseKey(seed, index, Stage.ESTIMATE))
-    return certificate(chosen, int(counts[chosen]), n, sigma=sigma, alpha=alpha, smoothing=smoothing)
+    rule, count, drawn = budget.for_noise(smoothing, sigma), 0, 0
+    while (until := rule.until(count, drawn)) > drawn:
+        key = NoiseKey(seed, index, Stage.ESTIMATE)
+        counts = sampler.count(x, sigma, until - drawn, smoothing=smoothing, key=key, first=drawn)
+        count, drawn = count + int(counts[chosen]), until
+    proven = _proven(chosen, rule.p_lower(count, drawn), count, drawn, sigma, smoothing)
+    return replace(proven, radius=min(proven.radius, budget.radius)) if budget.radius else proven
 
 
 def predict(
@@ -112,11 +116,7 @@ def _checked(
     scale = torch.tensor(sigma, dtype=torch.float32).item()
     if not 0 < scale < _LARGEST_SCALE:
         raise InputError(f"expected sigma > 0, got {sigma:g}." + (" It overflows float32." if sigma > 0 else ""))
-    if not 0 < alpha < 1:
-        raise InputError(f"expected alpha, a probability of failure, in (0, 1), got {alpha:g}.")
-    for name, value in samples.items():
-        if value < 1:
-            raise InputError(f"expected {name} >= 1 noise samples, got {value}.")
+    check_samples(alpha, **samples)
     x = checked_image(torch.as_tensor(x), "the image").float()
     if isinstance(network, nn.Module):
         network = Sampler.prepare(network, x, device=x.device)

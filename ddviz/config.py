@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddviz.certify import largest_p_lower
+from ddviz.budget import RULES, SampleBudget, largest_p_lower
 from ddviz.errors import InputError
 from ddviz.models import NORMALIZATIONS
 from ddviz.networks import ARCHITECTURES
@@ -21,6 +21,7 @@ METHODS = {"fixed": "fixed", "ds": "data-dependent"}
 
 _USEFUL_P = 0.55  # a sample size that cannot bound p_A above this certifies radii of a rounding error at best
 _NOT_DECIDING = ("data_root", "download", "run_root", "method", "max_images")
+_BUDGET = ("budget", "target_radius")  # runs that were begun before there was a choice go on
 _SEARCH_ONLY = (
     *("solver", "iterations", "lr", "samples", "clamp", "sigma_min", "sigma_max"),
     *("keep_class", "keep_radius", "search_batch"),
@@ -58,6 +59,8 @@ class RunConfig(Settings):
     n0: int = 100
     n: int = 10_000
     alpha: float = 0.001
+    budget: str = "fixed"
+    target_radius: float = 0.0
     batch: int = 0
     search_batch: int = 0
     skip: int = 1
@@ -75,7 +78,13 @@ class RunConfig(Settings):
     def deciding(self, method: str) -> dict[str, object]:
         """The settings that decide a method's records; the others say where things are and how many images to do."""
         left_out = _NOT_DECIDING + (_SEARCH_ONLY if method == "fixed" else ())
+        left_out += _BUDGET if self.budget == "fixed" else ()
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    @property
+    def sample_budget(self) -> SampleBudget:
+        """How many samples a certificate may draw, and when it stops."""
+        return SampleBudget(self.budget, self.n, self.alpha, self.target_radius)
 
     def make_solver(self) -> Solver:
         """The solver these settings describe.
@@ -102,6 +111,7 @@ class RunConfig(Settings):
                 "norm": list(SMOOTHINGS),
                 "method": [*METHODS, "both"],
                 "solver": list(SOLVERS),
+                "budget": list(RULES),
                 "dtype": ["auto", *DTYPES],
             }
         )
@@ -131,3 +141,5 @@ class RunConfig(Settings):
                 f"expected sigma_min < sigma <= sigma_max, got {solver.sigma_min:g}, {self.sigma:g}, "
                 f"{solver.sigma_max:g}."
             )
+        largest = solver.sigma_max if "ds" in self.methods else self.sigma  # more noise reaches further
+        self.sample_budget.check_reach(SMOOTHINGS[self.norm], largest)

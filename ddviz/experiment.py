@@ -51,6 +51,7 @@ class Run:
         samples = sum(record.n for record in self.certificates)
         return {
             "images": str(len(self.certificates)),
+            "samples an image": f"{samples / len(self.certificates):,.0f}" if self.certificates else "-",
             "certifying (s)": f"{self.seconds:.1f}",
             "choosing sigma (s)": f"{self.search_seconds:.1f}",
             "samples/s": f"{samples / self.seconds:,.0f}" if self.seconds else "-",
@@ -142,8 +143,7 @@ def _certified_row(bench: Bench, index: int, sigma: float) -> list[object]:
         image,
         sigma,
         n0=config.n0,
-        n=config.n,
-        alpha=config.alpha,
+        budget=config.sample_budget,
         smoothing=config.norm,
         seed=config.seed,
         index=index,

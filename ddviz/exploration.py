@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ddviz.analysis import Gain, extremes, gains
 from ddviz.bench import Bench
-from ddviz.certify import Certificate, certify, lower_confidence_bound
+from ddviz.budget import lower_confidence_bound
+from ddviz.certify import Certificate, certify
 from ddviz.config import METHODS, RunConfig
 from ddviz.errors import InputError, explained_memory_errors
 from ddviz.jobs import Token

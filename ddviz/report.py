@@ -137,6 +137,8 @@ def _circumstances(runs: Sequence[Finished]) -> str:
         "norm",
         "n0",
         "alpha",
+        "budget",
+        "target_radius",
         "seed",
         "skip",
         "device",

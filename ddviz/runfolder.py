@@ -75,8 +75,9 @@ class Folder:
         stored.pop(_INFORMATION, None)
         for name in identity | stored:
             if stored.get(name) != identity.get(name):
+                was, now = (repr(values[name]) if name in values else "its default" for values in (stored, identity))
                 raise InputError(
-                    f"{name} was {stored.get(name)!r} when {self.path} was begun and is {identity.get(name)!r} now. "
+                    f"{name} was {was} when {self.path} was begun and is {now} now. "
                     "Set it back to resume that run, or choose another run_root, or remove the folder."
                 )
 

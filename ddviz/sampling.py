@@ -69,35 +69,37 @@ class Sampler:
         workers = max(1, torch.get_num_threads()) if device.type == "cpu" else 1
         return cls(forward, num_classes, device, dtype, batch or default_batch(example, device), workers)
 
-    def count(self, x: Tensor, sigma: float, n: int, *, smoothing: Smoothing, key: NoiseKey) -> Tensor:
+    def count(self, x: Tensor, sigma: float, n: int, *, smoothing: Smoothing, key: NoiseKey, first: int = 0) -> Tensor:
         """Classes of n noisy copies of one image: counts (num_classes,), int64, on the CPU.
 
-        x: pixels (C, H, W) in [0, 1]. sigma: noise scale. Memory does not grow with n.
+        x: pixels (C, H, W) in [0, 1]. sigma: noise scale. first: where in the key's stream of noise to begin, so that
+        counts of parts add up to those of the whole. Memory does not grow with n.
 
         Raises: InputError where the network's outputs are NaN; ResourceError where a batch does not fit.
         """
         x = x.to(self.device, torch.float32)
-        starts = range(0, n, self.batch)
+        end = first + n
+        starts = range(first, end, self.batch)
         workers = min(self.workers, len(starts))
         with explained_memory_errors("batch", self.batch):
             if workers <= 1:
-                return self._count_batches(x, sigma, n, starts, smoothing, key)
+                return self._count_batches(x, sigma, end, starts, smoothing, key)
             with one_thread_each(workers) as pool:
                 bounds = [len(starts) * worker // workers for worker in range(workers + 1)]
                 shares = [starts[low:high] for low, high in pairwise(bounds)]
-                parts = pool.map(lambda share: self._count_batches(x, sigma, n, share, smoothing, key), shares)
+                parts = pool.map(lambda share: self._count_batches(x, sigma, end, share, smoothing, key), shares)
                 return torch.stack(list(parts)).sum(0)
 
     def _count_batches(
-        self, x: Tensor, sigma: float, n: int, starts: range, smoothing: Smoothing, key: NoiseKey
+        self, x: Tensor, sigma: float, end: int, starts: range, smoothing: Smoothing, key: NoiseKey
     ) -> Tensor:
-        """Counts of the batches that begin at the given samples."""
+        """Counts of the batches that begin at the given samples; the last one stops before `end`."""
         counts = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=self.device)
-        noisy = torch.empty(min(self.batch, n), *x.shape, device=self.device)
+        noisy = torch.empty(min(self.batch, end - starts.start), *x.shape, device=self.device)
         noise = NoiseStream(smoothing, key, x.shape, self.device)
         with torch.no_grad():
             for start in starts:
-                batch = noisy[: min(self.batch, n - start)]
+                batch = noisy[: min(self.batch, end - start)]
                 noise.fill(batch, start).mul_(sigma).add_(x)
                 logits = self.forward(batch)
                 classes = logits.argmax(1).masked_fill_(logits.isnan().any(1), self.num_classes)

@@ -11,7 +11,8 @@ from scipy.stats import binom, norm
 from torch import nn
 
 import ddviz
-from ddviz.certify import certificate, certify, largest_p_lower, lower_confidence_bound, predict
+from ddviz.budget import largest_p_lower, lower_confidence_bound
+from ddviz.certify import certificate, certify, predict
 from ddviz.errors import InputError
 from ddviz.noise import BLOCK, NoiseKey, Stage, fill_block
 from ddviz.records import ABSTAIN

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ddviz.budget import SampleBudget
 from ddviz.config import RunConfig
 from ddviz.errors import InputError
 from ddviz.sigma import Ascent, Grid
@@ -55,6 +56,17 @@ def test_the_notebook_s_parameters_are_the_fields_with_their_defaults_types_and_
         ({"n0": 0}, "expected n0 >= 1"),
         ({"alpha": 0.7}, "expected alpha, .* got 0.7"),
         ({"clamp": 0.0}, "expected clamp in"),
+        ({"budget": "adaptive"}, "expected budget to be one of fixed, staged, decide, got 'adaptive'"),
+        ({"budget": "decide"}, "expected a target radius > 0 with the rule decide, got 0"),
+        ({"target_radius": 0.5}, "expected no target radius with the rule fixed, .* got 0.5"),
+        (
+            {"budget": "decide", "target_radius": 0.5, "method": "fixed"},
+            "expected n of about .* samples, got 10000: too few to show a radius of 0.5 at noise scale 0.12",
+        ),
+        (
+            {"budget": "decide", "target_radius": 0.5, "norm": "l1", "method": "fixed"},
+            "expected a smaller target radius: no number of samples shows a radius of 0.5",
+        ),
         ({"norm": "linf"}, "expected norm to be one of l2, l1, got 'linf'"),
         ({"method": "DS"}, "expected method to be one of fixed, ds, both"),
         ({"solver": "sgd"}, "expected solver to be one of ascent, grid"),
@@ -99,3 +111,12 @@ def test_settings_become_the_solver_they_describe():
         solver="grid", iterations=100, samples=1, clamp=0.02, keep_class=False, keep_radius=False
     ).make_solver() == Grid(evaluations=200)
     assert RunConfig(sigma_max=2.0).make_solver().sigma_max == 2.0
+
+
+def test_a_budget_decides_the_result_only_where_it_is_not_fixed():
+    """Runs that were begun before there was a choice go on."""
+    assert not {"budget", "target_radius"} & RunConfig().deciding("fixed").keys()
+    config = RunConfig(budget="decide", target_radius=0.5, n=500, alpha=0.01)
+    assert config.deciding("ds")["budget"] == "decide" and config.deciding("ds")["target_radius"] == 0.5
+    assert config.sample_budget == SampleBudget("decide", 500, 0.01, 0.5)
+    assert RunConfig().sample_budget == SampleBudget(n=RunConfig().n)

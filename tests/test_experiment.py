@@ -12,7 +12,7 @@ import ddviz
 from ddviz import experiment, runfolder
 from ddviz.config import RunConfig
 from ddviz.errors import InputError, ResourceError
-from ddviz.records import read_records
+from ddviz.records import ABSTAIN, read_records
 
 SMALL = {"max_images": 7, "n": 200, "n0": 20, "iterations": 3, "samples": 2, "search_batch": 3, "dtype": "float32"}
 
@@ -54,9 +54,14 @@ def test_a_second_call_computes_nothing_and_changes_no_byte(tmp_path, monkeypatc
     assert [{p.name: p.read_bytes() for p in run.folder.glob("*.*")} for run in again.runs.values()] == before
 
 
-@pytest.mark.parametrize("stop_after", range(7))
-def test_a_run_stopped_after_any_image_ends_as_an_unbroken_one(tmp_path, monkeypatch, stop_after):
-    whole = ddviz.run(small(tmp_path / "whole", method="ds")).runs["data-dependent"]
+BUDGETS = {"staged": {"budget": "staged"}, "decide": {"budget": "decide", "target_radius": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "budget"), [*((after, {}) for after in range(7)), (2, BUDGETS["staged"]), (5, BUDGETS["decide"])]
+)
+def test_a_run_stopped_after_any_image_ends_as_an_unbroken_one(tmp_path, monkeypatch, stop_after, budget):
+    whole = ddviz.run(small(tmp_path / "whole", method="ds", **budget)).runs["data-dependent"]
     certify, calls = experiment.certify, []
 
     def interrupted(*args, **kwargs):
@@ -65,7 +70,7 @@ def test_a_run_stopped_after_any_image_ends_as_an_unbroken_one(tmp_path, monkeyp
         calls.append(kwargs["index"])
         return certify(*args, **kwargs)
 
-    broken = small(tmp_path / "broken", method="ds")
+    broken = small(tmp_path / "broken", method="ds", **budget)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(experiment, "certify", interrupted)
         ddviz.run(broken)
@@ -104,6 +109,7 @@ def test_more_images_extend_a_run_and_fewer_read_a_part(tmp_path):
         ({"batch": 32}, "^batch was 64"),
         ({"dtype": "bfloat16"}, "^dtype was 'float32'"),
         ({"skip": 2}, "^skip was 1"),
+        ({"budget": "staged"}, "^budget was its default when .* and is 'staged' now"),
     ],
 )
 def test_a_changed_setting_is_refused_by_name(tmp_path, change, message):
@@ -242,3 +248,19 @@ def test_l1_and_grid_run_too(tmp_path):
     result = ddviz.run(small(tmp_path, norm="l1", solver="grid", iterations=10, samples=4))
     assert len(result.runs["data-dependent"].records) == 7
     assert all(record.radius <= 2 * record.sigma for run in result.runs.values() for record in run.records)
+
+
+def test_a_run_that_decides_has_one_radius_and_says_what_it_drew(tmp_path):
+    config = small(tmp_path, n=20_000, budget="decide", target_radius=0.3)
+    result = ddviz.run(config)
+    fixed, found = result.runs.values()
+    assert {record.radius for record in fixed.records} == {0.0, 0.3}
+    assert all((record.predict == ABSTAIN) == (record.radius == 0) for record in fixed.records)
+    assert {record.radius for record in found.certificates} == {0.0, 0.3}
+    drawn = [record.n for record in fixed.records]
+    assert max(drawn) < 20_000 and len(set(drawn)) > 1
+    assert fixed.costs["samples an image"] == f"{sum(drawn) / 7:,.0f}"
+    stored = json.loads((fixed.folder / "config.json").read_text())
+    assert (stored["budget"], stored["target_radius"]) == ("decide", 0.3)
+    with pytest.raises(InputError, match=r"^target_radius was 0\.3 when .* and is 0\.1 now"):
+        ddviz.run(replace(config, target_radius=0.1))

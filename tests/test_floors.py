@@ -17,7 +17,7 @@ FLOORS = """
     errors smoothing noise networks datasets settings schedules jobs figureview
     records checkpoints models runfolder trainfolder
     inference sampling sigma analysis report batches objectives
-    certify memory recipe trainer training plots live
+    budget certify memory recipe trainer training plots live
     config bench experiment exploration comparison
     plane scenes plane_scenes compare_scenes widgets explorer tour comparer
     __init__

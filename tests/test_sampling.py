@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,6 +59,17 @@ def test_a_run_of_fewer_samples_is_the_beginning_of_a_longer_one(digits):
     sampler = Sampler.prepare(network, pixels, batch=50)
     short, long = (sampler.count(pixels, 0.6, n, smoothing=SMOOTHINGS["l2"], key=KEY) for n in (130, 400))
     assert (short <= long).all()
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(64, 1), (50, 2), (1000, 1)])
+def test_counts_of_parts_add_up_to_those_of_the_whole(digits, smoothing, batch, workers):
+    network, pixels = digits
+    sampler = replace(Sampler.prepare(network, pixels, batch=batch), workers=workers)
+    whole = sampler.count(pixels, 0.6, 700, smoothing=smoothing, key=KEY)
+    cuts = [0, 1, 128, 333, 700]
+    parts = [sampler.count(pixels, 0.6, b - a, smoothing=smoothing, key=KEY, first=a) for a, b in pairwise(cuts)]
+    assert torch.equal(torch.stack(parts).sum(0), whole)
+    assert [int(part.sum()) for part in parts] == [1, 127, 205, 367]
 
 
 def test_bfloat16_counts_agree_up_to_rounding(digits):
