@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddviz.errors import InputError
+from ddviz.neighbours import Column, Neighbours, Points, Rows
 from ddviz.records import ABSTAIN, Record, is_correct
 
 Case = Literal["new", "known", "adopted", "shrunk", "abstained"]
@@ -43,52 +45,67 @@ class Memory:
     """Answered inputs with their balls. Invariant: balls of different classes never intersect.
 
     Distances are computed in float64 with bounds on their rounding error, and radii are rounded down, so that the
-    invariant holds in exact arithmetic. Balls are open, as certificates are.
+    invariant holds in exact arithmetic. Balls are open, as certificates are. Only entries that may be near are looked
+    at: the answers are those of a comparison with all of them.
     """
 
     def __init__(self, norm: str = "l2"):
         if norm not in ("l1", "l2"):
             raise InputError(f"expected norm to be l1 or l2, got {norm!r}.")
         self.norm = norm
-        self._points: NDArray[np.floating] = np.empty((0, 0))
-        self._squares: Array = np.empty(0)
-        self._classes: list[int] = []
-        self._radii: list[float] = []
+        self._neighbours: Neighbours | None = None  # made for the first input's shape
+        self._classes, self._radii = Column(np.int64), Column(np.float64)
         self._known: dict[bytes, int] = {}
 
     def __len__(self) -> int:
-        return len(self._radii)
+        return len(self._radii.values)
 
     @property
-    def entries(self) -> list[tuple[NDArray[np.floating], int, float]]:
-        """Stored (input, class, radius), in order of arrival."""
-        return list(zip(self._points[: len(self)].copy(), self._classes, self._radii, strict=True))
+    def entries(self) -> list[tuple[Points, int, float]]:
+        """Stored (input, class, radius), in order of arrival; all inputs are copied into memory."""
+        points = self._neighbours.rows.take(range(len(self))) if self._neighbours else []
+        return list(zip(points, self._classes.values.tolist(), self._radii.values.tolist(), strict=True))
 
     def answer(self, x: ArrayLike, predict: int, radius: float) -> Answer:
         """Answer an input x (any shape) that was certified as `predict` with `radius`, and remember the answer.
 
-        Raises: InputError for NaN, a negative or infinite radius, or an input of another size.
+        Raises: InputError for NaN, a negative or infinite radius, or an input of another size; ResourceError where
+        the disk has no room for more inputs. Then nothing was stored.
         """
         point = self._checked(x, radius)
-        key = point.tobytes()
-        if (known := self._known.get(key)) is not None:
-            return Answer(self._classes[known], self._radii[known], "known", known)
+        key, known = self._find(point)
+        if known >= 0:
+            return Answer(int(self._classes.values[known]), float(self._radii.values[known]), "known", known)
         answer = self._adjusted(point, predict, radius)
         if answer.predict != ABSTAIN:
-            self._store(key, point, answer)
+            if self._neighbours is None:
+                self._neighbours = Neighbours(point.reshape(np.shape(x)), self.norm)
+            self._neighbours.add(point, answer.radius)  # first, since only this can fail
+            self._known[key] = len(self)
+            self._classes.append(answer.predict)
+            self._radii.append(answer.radius)
         return answer
 
-    def _adjusted(self, point: NDArray[np.floating], predict: int, radius: float) -> Answer:
+    def _find(self, point: Points) -> tuple[bytes, int]:
+        """A point's key among the known ones, and its entry (-1: unknown). Points that share a digest differ in +."""
+        key = blake2b(point.tobytes(), digest_size=16).digest()
+        while self._neighbours and (known := self._known.get(key)) is not None:
+            if (self._neighbours.rows.take([known])[0] == point).all():
+                return key, known
+            key += b"+"
+        return key, -1
+
+    def _adjusted(self, point: Points, predict: int, radius: float) -> Answer:
         """The largest ball that keeps the invariant, and the class it may have."""
-        if not len(self):
+        if self._neighbours is None:
             return Answer(predict, radius, "new") if predict != ABSTAIN else Answer(ABSTAIN, 0.0, "abstained")
-        near = self._near(point, radius)
-        near = near[np.array(self._classes, dtype=np.int64)[near] != predict]  # of an abstention, every class
-        classes, radii = (np.array(values)[near] for values in (self._classes, self._radii))
-        lower, upper = self._distance_bounds(point, near)
+        near = self._neighbours.near(point, radius)
+        near = near[self._classes.values[near] != predict]  # of an abstention, every class
+        classes, radii = self._classes.values[near], self._radii.values[near]
+        lower, upper = self._distance_bounds(self._neighbours.rows, point, near)
         inside = upper < radii
         for i in np.flatnonzero((lower < radii) & (upper >= radii)):  # too close to call in float64
-            inside[i] = _closer(self._points[near[i]], point, radii[i], self.norm)
+            inside[i] = _closer(self._neighbours.rows.take(near[[i]])[0], point, radii[i], self.norm)
         if inside.any():  # one class only, since those balls all hold this point
             rooms = np.where(inside, np.nextafter(radii - upper, -np.inf), -np.inf)
             by = int(rooms.argmax())
@@ -102,37 +119,21 @@ class Memory:
             return Answer(predict, room, "shrunk", int(near[gap.argmin()]))
         return Answer(predict, radius, "new")
 
-    def _near(self, point: NDArray[np.floating], radius: float) -> NDArray[np.int64]:
-        """Entries whose balls may touch the ball of a new input; all others are surely too far to matter.
-
-        One matrix-vector product in the inputs' own precision bounds the l2 distance, which the l1 distance exceeds.
-        """
-        stored, squares = self._points[: len(self)], self._squares[: len(self)]
-        square = float(np.dot(point.astype(np.float64), point.astype(np.float64)))
-        with np.errstate(over="ignore", invalid="ignore"):
-            squared = squares + square - 2 * (stored @ point).astype(np.float64)
-            terms, kind = 4 * (point.size + 8), np.finfo(point.dtype)
-            rounding = terms * (float(kind.eps) * np.sqrt(squares * square) + 2.0**-52 * (squares + square))
-            rounding += terms * float(kind.smallest_subnormal)
-            far = squared - rounding > (np.array(self._radii) + radius) ** 2 * (1 + 1e-12)
-        return np.flatnonzero(~far)  # NaN is not far
-
-    def _distance_bounds(self, point: NDArray[np.floating], entries: NDArray[np.int64]) -> tuple[Array, Array]:
+    def _distance_bounds(self, stored: Rows, point: Points, entries: NDArray[np.int64]) -> tuple[Array, Array]:
         """Bounds that enclose the exact distances to some stored inputs."""
-        size = point.size
-        rows = max(1, _CHUNK // max(1, size))
+        rows = max(1, _CHUNK // max(1, point.size))
         distances = np.empty(len(entries))
         for start in range(0, len(entries), rows):
             part = slice(start, start + rows)
-            difference = self._points[entries[part]].astype(np.float64) - point.astype(np.float64)
+            difference = stored.take(entries[part]).astype(np.float64) - point.astype(np.float64)
             if self.norm == "l1":
                 distances[part] = np.abs(difference).sum(1)
             else:
                 distances[part] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
-        slack = distances * ((size + 8) * 2.0**-53) + _TINY  # a sum of d terms is off by at most d roundings
+        slack = distances * ((point.size + 8) * 2.0**-53) + _TINY  # a sum of d terms is off by at most d roundings
         return np.maximum(0.0, np.nextafter(distances - slack, -np.inf)), np.nextafter(distances + slack, np.inf)
 
-    def _checked(self, x: ArrayLike, radius: float) -> NDArray[np.floating]:
+    def _checked(self, x: ArrayLike, radius: float) -> Points:
         point = np.asarray(x)
         point = np.ascontiguousarray(point, dtype=np.float32 if point.dtype == np.float32 else np.float64).ravel()
         point = point + 0.0  # -0.0 and 0.0 are one input
@@ -140,28 +141,15 @@ class Memory:
             raise InputError(f"expected an input without NaN or infinity, of numbers below {_LARGEST:g}.")
         if not (math.isfinite(radius) and radius >= 0):
             raise InputError(f"expected a radius that is finite and not negative, got {radius}.")
-        if len(self) and (point.size != self._points.shape[1] or point.dtype != self._points.dtype):
+        if self._neighbours and (point.size, point.dtype) != (self._neighbours.rows.size, self._neighbours.rows.dtype):
             raise InputError(
-                f"expected inputs of {self._points.shape[1]} numbers in {self._points.dtype}, as those stored, got "
-                f"{point.size} in {point.dtype}."
+                f"expected inputs of {self._neighbours.rows.size} numbers in {self._neighbours.rows.dtype}, as those "
+                f"stored, got {point.size} in {point.dtype}."
             )
         return point
 
-    def _store(self, key: bytes, point: NDArray[np.floating], answer: Answer) -> None:
-        count = len(self)
-        if count == 0:
-            self._points, self._squares = np.empty((8, point.size), point.dtype), np.empty(8)
-        elif count == len(self._points):
-            self._points = np.concatenate([self._points, np.empty_like(self._points)])
-            self._squares = np.concatenate([self._squares, np.empty_like(self._squares)])
-        self._points[count] = point
-        self._squares[count] = np.dot(point.astype(np.float64), point.astype(np.float64))
-        self._known[key] = count
-        self._classes.append(answer.predict)
-        self._radii.append(answer.radius)
 
-
-def _closer(a: NDArray[np.floating], b: NDArray[np.floating], radius: float, norm: str) -> bool:
+def _closer(a: Points, b: Points, radius: float, norm: str) -> bool:
     """Whether ||a - b|| < radius in exact arithmetic."""
     differences = (Fraction(float(p)) - Fraction(float(q)) for p, q in zip(a, b, strict=True) if p != q)
     if norm == "l1":

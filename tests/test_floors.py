@@ -14,7 +14,7 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER
 
 # Lowest first: a module imports only from those before it. A new module takes its place here.
 FLOORS = """
-    errors smoothing noise networks datasets settings schedules jobs figureview
+    errors smoothing noise networks datasets settings schedules jobs figureview neighbours
     records checkpoints models runfolder trainfolder
     inference sampling sigma analysis report batches objectives
     budget certify memory recipe trainer training plots live

@@ -1,0 +1,1 @@
+"""Speed against the published loops; run by hand."""
