@@ -20,7 +20,7 @@ from ddviz.jobs import Token
 from ddviz.noise import NoiseKey, Stage, fill_block
 from ddviz.records import is_correct, read_records
 from ddviz.sampling import side_by_side
-from ddviz.sigma import Ascent, Grid
+from ddviz.sigma import Ascent, Grid, SigmaPath, Solver
 from ddviz.smoothing import Smoothing, smoothing_for
 
 SCALES = 24
@@ -63,7 +63,8 @@ class Study:
     """All that the explorer shows of one image. sigma, radius: (K + 1,), the path of Algorithm 1.
 
     kept: whether a run would take the path's end, or stay at sigma_0 since a promise of section 3.4 would be broken.
-    grid: the scale that the grid search of appendix B chooses, from about as many evaluations as the paper gives it.
+    choices: the scales that other solvers choose, by the solver's name; the grid search of appendix B makes about as
+    many evaluations as the paper gives it, and without promises, as there.
     evaluations: noisy images that passed the network for all of this.
     """
 
@@ -74,7 +75,7 @@ class Study:
     sigma: Tensor
     radius: Tensor
     kept: bool
-    grid: float
+    choices: dict[str, float]
     landscape: Landscape
     evaluations: int
 
@@ -93,20 +94,20 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
     """
     token = token or Token()
     image, network = bench.image(index).to(bench.sampler.device), token.watch(bench.network)
+    solvers = _others(config)
     settings = {"smoothing": config.norm, "seed": config.seed, "indices": [index]}
-    solver = config.make_solver()
-    if not isinstance(solver, Ascent):
-        raise InputError(f"expected solver ascent, whose path is shown here, got {config.solver!r}.")
     with explained_memory_errors("batch", bench.sampler.batch):
-        grid, workers = _grid(config), bench.sampler.workers
-        path, searched = side_by_side(
-            workers,
-            lambda: solver(network, image[None], config.sigma, **settings),
-            lambda: grid(network, image[None], min(config.sigma, grid.sigma_max), **settings),
+        workers = bench.sampler.workers
+
+        def search(solver: Solver) -> SigmaPath:
+            return solver(network, image[None], min(config.sigma, solver.sigma_max), **settings)
+
+        path, *others = side_by_side(
+            workers, *(partial(search, solver) for solver in (_ascent(config), *solvers.values()))
         )
-        best = searched.chosen.item()
+        choices = {name: found.chosen.item() for name, found in zip(solvers, others, strict=True)}
         sigma, radius = path.sigma[:, 0].cpu(), path.radius[:, 0].cpu()
-        visited = torch.cat([sigma, torch.tensor([best, config.sigma / 3, config.sigma * 3])]).log10()
+        visited = torch.cat([sigma, torch.tensor([*choices.values(), config.sigma / 3, config.sigma * 3])]).log10()
         scales = torch.logspace(visited.min().item(), visited.max().item(), SCALES - 1)
         around = landscape(
             token.watch(bench.sampler.forward),
@@ -120,20 +121,25 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
         )
     kept = path.chosen.item() == path.sigma[-1].item()
     label = int(bench.images.labels[index])
-    return Study(index, label, image.cpu(), config, sigma, radius, kept, best, around, token.evaluations)
+    return Study(index, label, image.cpu(), config, sigma, radius, kept, choices, around, token.evaluations)
 
 
-def _grid(config: RunConfig) -> Grid:
-    """The grid search of appendix B, with the samples of a config."""
-    return Grid(evaluations=max(Grid.evaluations, config.samples), samples=config.samples, clamp=config.clamp)
+def _ascent(config: RunConfig) -> Ascent:
+    """Algorithm 1, whose path is shown, whatever solver a config names."""
+    ascent = replace(config, solver="ascent").make_solver()
+    assert isinstance(ascent, Ascent)
+    return ascent
+
+
+def _others(config: RunConfig) -> dict[str, Solver]:
+    """The solvers whose choices are shown beside the path, by name."""
+    grid = Grid(evaluations=max(Grid.evaluations, config.samples), samples=config.samples, clamp=config.clamp)
+    return {"halving": replace(config, solver="halving").make_solver(), "grid": grid}
 
 
 def study_evaluations(config: RunConfig) -> int:
     """Network evaluations that `study` will make."""
-    solver, grid = config.make_solver(), _grid(config)
-    check = 2 * solver.check_samples if solver.keep_class or solver.keep_radius else 0
-    searched = (config.iterations + 1) * config.samples + grid.evaluations // grid.samples * grid.samples
-    return check + searched + SCALES * SAMPLES
+    return sum(solver.planned for solver in (_ascent(config), *_others(config).values())) + SCALES * SAMPLES
 
 
 def landscape(

@@ -74,6 +74,8 @@ class Explorer(ipw.VBox):
             continuous_update=False,
             readout_format=".3f",
         )
+        choices = [("step K of Algorithm 1", ""), *((name, solver) for solver, (name, _) in scenes.SOLVERS.items())]
+        self.solver = ipw.Dropdown(options=choices, description="sigma_x by", layout={"width": "300px"}, style=label)
         self.k = slider(ipw.IntSlider, "K (steps of Algorithm 1)", value=config.iterations, max=config.iterations)
         most = max(32, config.samples)
         self.samples = slider(
@@ -121,7 +123,14 @@ class Explorer(ipw.VBox):
     def _arranged(self) -> list[ipw.Widget]:
         for name in ("k", "sigma_0", "certify", "cancel", "result", "gallery"):
             getattr(self, name).add_class(f"ddviz-{name.replace('_', '')}")
-        settings = [self.sigma_0, self.k, self.samples, self.lr, ipw.HBox([self.paper, self.defaults, self.redraw])]
+        settings = [
+            self.sigma_0,
+            self.k,
+            self.solver,
+            self.samples,
+            self.lr,
+            ipw.HBox([self.paper, self.defaults, self.redraw]),
+        ]
         certifying = ipw.VBox([ipw.HBox([self.n, self.certify, self.cancel, self.progress], layout=WRAP), self.result])
         return [
             ipw.HBox([self.dataset, self.checkpoint, self.norm], layout=WRAP),
@@ -134,7 +143,8 @@ class Explorer(ipw.VBox):
         guarded = self._callbacks
         self.dataset.observe(guarded(self._change_data), "value")
         self.gallery.observe(guarded(self._search), "index")
-        self.k.observe(guarded(self._show), "value")
+        for control in (self.k, self.solver):
+            control.observe(guarded(self._show), "value")
         for control in (self.checkpoint, self.norm):
             control.observe(guarded(self._load), "value")
         for control in (self.sigma_0, self.samples, self.lr):
@@ -247,7 +257,7 @@ class Explorer(ipw.VBox):
         """Draw the stored study at the slider's K: no model call."""
         if (study := self.study) is None or self.bench is None:
             return
-        self.figure.show(scenes.explorer(study, self._step(study), self.bench.images.classes))
+        self.figure.show(scenes.explorer(study, self._step(study), self.bench.images.classes, self.solver.value))
         self._show_noisy("x", self._scales(study)[1])
 
     def _show_noisy(self, name: str, sigma: float) -> None:
@@ -263,8 +273,9 @@ class Explorer(ipw.VBox):
                 self._show_noisy(name, sigma)
 
     def _scales(self, study: Study) -> tuple[float, float]:
-        """sigma_0, and sigma_x at the slider's K."""
-        return study.config.sigma, study.sigma[self._step(study)].item()
+        """sigma_0, and sigma_x by the chosen solver: at the slider's K, or where another one ends."""
+        by = self.solver.value
+        return study.config.sigma, study.choices[by] if by else study.sigma[self._step(study)].item()
 
     def _step(self, study: Study) -> int:
         """The slider's K, or the path's end where a longer path is still being searched."""

@@ -18,22 +18,24 @@ Figure = dict[str, Any]
 Trace = dict[str, Any]
 
 FIXED, FOUND = STYLES["fixed"], STYLES["data-dependent"]
-CURVE, GRID = OTHERS[0].color, OTHERS[3].color
+CURVE = OTHERS[0].color
+SOLVERS = {"halving": ("halving", OTHERS[1]), "grid": ("grid search", OTHERS[3])}
+"""Names and looks of the solvers whose choices are shown beside the path of Algorithm 1."""
 _EDGE = {"color": "#FFFFFF", "width": 1}
 _CLASSES = 5
 
 
-def explorer(study: Study, k: int, classes: Sequence[str]) -> Figure:
+def explorer(study: Study, k: int, classes: Sequence[str], solver: str = "") -> Figure:
     """One image: its radius over the noise scale, sigma and radius over the steps, class probabilities at both scales.
 
-    k: the step of the path that counts as sigma_x.
+    k: the step of the path that counts as sigma_x, or the last one that is shown where another solver's choice does.
     """
     config = study.config
-    scale, sigma_x = study.scale_name, study.sigma[k].item()
+    scale, sigma_x = study.scale_name, study.choices[solver] if solver else study.sigma[k].item()
     before, after = study.landscape.at(torch.tensor([config.sigma, sigma_x]))[0].tolist()
     title = (
         f"Image {study.index}: estimated radius {before:.3f} at {scale}_0 = {config.sigma:.3f}, {after:.3f} at "
-        f"{scale}_x = {sigma_x:.3f} after {k} steps"
+        f"{scale}_x = {sigma_x:.3f} {f'by {SOLVERS[solver][0]}' if solver else f'after {k} steps'}"
     )
     view = (study.index, config.sigma, config.iterations, config.lr, config.samples, config.norm)
     layout = styled(title, view=str(view)) | {
@@ -45,7 +47,11 @@ def explorer(study: Study, k: int, classes: Sequence[str]) -> Figure:
         "xaxis3": axis("mean probability of a class", domain=[0.84, 1], range=[0, 1], anchor="y4"),
         "yaxis4": axis("", type="category", anchor="x3"),  # digits are names, not numbers
     }
-    traces = [*_landscape(study, k, scale, classes), *_steps(study, k), *_probabilities(study, k, scale, classes)]
+    traces = [
+        *_landscape(study, k, sigma_x, classes),
+        *_steps(study, k),
+        *_probabilities(study, sigma_x, classes),
+    ]
     return {"data": traces, "layout": layout}
 
 
@@ -96,8 +102,8 @@ def faded(color: str, opacity: float) -> str:
     return f"rgba({red}, {green}, {blue}, {opacity:g})"
 
 
-def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
-    around, sigma = study.landscape, study.landscape.sigma.tolist()
+def _landscape(study: Study, k: int, sigma_x: float, classes: Sequence[str]) -> list[Trace]:
+    scale, around, sigma = study.scale_name, study.landscape, study.landscape.sigma.tolist()
     path = study.sigma[: k + 1]
     surely = band(sigma, around.low.tolist(), around.high.tolist(), faded(CURVE, 0.2), name="95 % band")
     first = around.at(torch.tensor([study.config.sigma]))[1].argmax()
@@ -127,8 +133,8 @@ def _landscape(study: Study, k: int, scale: str, classes: Sequence[str]) -> list
     }
     points = [
         (f"{scale}_0", study.config.sigma, FIXED.color, FIXED.symbol),
-        (f"{scale}_x", path[-1].item(), FOUND.color, FOUND.symbol),
-        ("grid search", study.grid, GRID, "x"),
+        (f"{scale}_x", sigma_x, FOUND.color, FOUND.symbol),
+        *((name, study.choices[by], look.color, look.symbol) for by, (name, look) in SOLVERS.items()),
     ]
     hover = f"%{{fullData.name}}: {scale} = %{{x:.3f}}<br>radius %{{y:.3f}}<extra></extra>"
     heights = around.at(torch.tensor([x for _, x, *_ in points]))[0].tolist()
@@ -149,9 +155,9 @@ def _steps(study: Study, k: int) -> list[Trace]:
     return traces
 
 
-def _probabilities(study: Study, k: int, scale: str, classes: Sequence[str]) -> list[Trace]:
+def _probabilities(study: Study, sigma_x: float, classes: Sequence[str]) -> list[Trace]:
     """Bars of the classes that are likeliest at either scale; the true one is marked."""
-    both = study.landscape.at(torch.tensor([study.config.sigma, study.sigma[k]]))[1]
+    scale, both = study.scale_name, study.landscape.at(torch.tensor([study.config.sigma, sigma_x]))[1]
     wanted = (both[0] + both[1]).topk(min(_CLASSES, len(classes))).indices.flip(0).tolist()
     names = [f"<b>{classes[c]} (true)</b>" if c == study.label else classes[c] for c in wanted]
     return [

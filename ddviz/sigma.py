@@ -109,6 +109,16 @@ class Solver(ABC):
             chosen = torch.where(broken, start, path.chosen)
             return replace(path, chosen=chosen, evaluations=search.evaluations)
 
+    @property
+    def planned(self) -> int:
+        """The evaluations of each image that a search will make."""
+        return self._planned + 2 * self.check_samples * (self.keep_class or self.keep_radius)
+
+    @property
+    @abstractmethod
+    def _planned(self) -> int:
+        """Those of the search itself."""
+
     @abstractmethod
     def _path(self, search: "_Search", anchor: Tensor | None) -> SigmaPath:
         """The search itself; `anchor` (B,) is the class whose radius counts, None: whichever is on top."""
@@ -144,6 +154,10 @@ class Ascent(Solver):
     lr: float = 1e-4
     end_radius: bool = True
 
+    @property
+    def _planned(self) -> int:
+        return (self.iterations + self.end_radius) * self.samples
+
     def _path(self, search: "_Search", anchor: Tensor | None) -> SigmaPath:
         sigmas, radii = [search.sigma_0], []
         for k in range(self.iterations + self.end_radius):
@@ -175,6 +189,10 @@ class Grid(Solver):
     evaluations: int = 200
     sigma_min: float = 0.0
     sigma_max: float = 1.0
+
+    @property
+    def _planned(self) -> int:
+        return self.evaluations // self.samples * self.samples
 
     @torch.no_grad()
     def _path(self, search: "_Search", anchor: Tensor | None) -> SigmaPath:
@@ -215,6 +233,12 @@ class Halving(Solver):
     n: int = 10_000
     alpha: float = 0.001
 
+    @property
+    def _planned(self) -> int:
+        met, kept = zip((0, self.scales), *self._rounds(), strict=True)
+        fresh = sum(left * (after - before) for left, before, after in zip(kept, met, met[1:], strict=False))
+        return fresh + self.samples * (not self.keep_class)  # the votes that keep the class choose it, too
+
     @torch.no_grad()
     def _path(self, search: "_Search", anchor: Tensor | None) -> SigmaPath:
         if self.samples < 2 or self.scales < 1:
@@ -242,7 +266,7 @@ class Halving(Solver):
     def _rounds(self) -> list[tuple[int, int]]:
         """(samples met so far, scales kept) of each round, down to one scale that has met all samples."""
         rounds = max(1, math.ceil(math.log2(self.scales)))
-        met = [max(2, self.samples >> rounds - 1 - r) for r in range(rounds)]
+        met = [max(2, self.samples >> (rounds - 1 - r)) for r in range(rounds)]
         return list({n: math.ceil(self.scales / 2 ** (r + 1)) for r, n in enumerate(met)}.items())
 
     def _radius(self, search: "_Search", sigma: Tensor, logits: Tensor, anchor: Tensor | None) -> Tensor:

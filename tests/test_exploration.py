@@ -96,20 +96,22 @@ def test_between_two_scales_values_lie_between():
 
 
 def test_a_study_shows_the_path_that_the_solver_walks(bench, config, found):
-    path = config.make_solver()(bench.network, bench.image(3)[None], config.sigma, indices=[3])
+    path = dataclasses.replace(config, solver="ascent").make_solver()(
+        bench.network, bench.image(3)[None], config.sigma, indices=[3]
+    )
     assert torch.equal(found.sigma, path.sigma[:, 0]) and torch.equal(found.radius, path.radius[:, 0])
     grid = ddviz.Grid(evaluations=200, samples=config.samples, clamp=config.clamp)
     chosen = grid(bench.network, bench.image(3)[None], config.sigma, indices=[3]).chosen.item()
     assert (
         found.kept == (path.chosen[0] == path.sigma[-1, 0])
-        and found.grid == chosen
+        and found.choices["grid"] == chosen
         and found.label == bench.images.labels[3]
     )
 
 
 def test_the_landscape_reaches_everything_that_was_visited(found):
     low, high = found.landscape.sigma[0].item(), found.landscape.sigma[-1].item()
-    for sigma in (*found.sigma.tolist(), found.grid, found.config.sigma):
+    for sigma in (*found.sigma.tolist(), *found.choices.values(), found.config.sigma):
         assert low * 0.999 <= sigma <= high * 1.001
 
 
@@ -124,11 +126,6 @@ def test_a_study_can_be_cancelled(bench, config):
     token.cancel()
     with pytest.raises(Cancelled):
         study(bench, config, 0, token)
-
-
-def test_a_grid_has_no_path_to_show(bench, config):
-    with pytest.raises(ddviz.InputError, match="expected solver ascent, whose path is shown here, got 'grid'"):
-        study(bench, dataclasses.replace(config, solver="grid"), 0)
 
 
 def test_one_draw_is_the_same_noise_at_every_scale(found):
