@@ -4,7 +4,8 @@ Three disjoint sets of noise samples keep the certificate honest: one chose sigm
 estimates its probability.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.stats import beta, binomtest
@@ -14,7 +15,7 @@ from ddviz.datasets import checked_image
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage
 from ddviz.records import ABSTAIN
-from ddviz.sampling import Sampler
+from ddviz.sampling import Request, Sampler
 from ddviz.smoothing import Smoothing, smoothing_for
 
 _LARGEST_SCALE = 1e30  # noise of a larger scale would overflow float32
@@ -75,12 +76,43 @@ def certify(
 
     Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), or n0, n < 1.
     """
-    smoothing = smoothing_for(smoothing)
-    sampler, x, sigma = _checked(network, x, sigma, alpha=alpha, n0=n0, n=n)
-    choice = sampler.count(x, sigma, n0, smoothing=smoothing, key=NoiseKey(seed, index, Stage.CHOICE))
-    chosen = int(choice.argmax())
-    counts = sampler.count(x, sigma, n, smoothing=smoothing, key=NoiseKey(seed, index, Stage.ESTIMATE))
-    return certificate(chosen, int(counts[chosen]), n, sigma=sigma, alpha=alpha, smoothing=smoothing)
+    return certify_many(
+        network, [x], [sigma], [index], n0=n0, n=n, alpha=alpha, smoothing=smoothing_for(smoothing), seed=seed
+    )[0]
+
+
+def certify_many(
+    network: Sampler | nn.Module,
+    images: Sequence[Tensor],
+    sigmas: Sequence[float],
+    indices: Sequence[int],
+    *,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    smoothing: Smoothing | str = "l2",
+    seed: int = 0,
+) -> list[Certificate]:
+    """Certify images of one size, each at its own noise scale, with batches filled across them; see `certify`.
+
+    Each certificate is the one that `certify` gives, up to rounding in lower precision. One image may stand there at
+    several scales.
+
+    Raises: as `certify`; InputError for images of different sizes.
+    """
+    smoothing, requests = smoothing_for(smoothing), []
+    for x, sigma, index in zip(images, sigmas, indices, strict=True):
+        network, x, sigma = _checked(network, x, sigma, alpha=alpha, n0=n0, n=n)
+        requests.append(Request(x, sigma, n0, NoiseKey(seed, index, Stage.CHOICE)))
+    if not isinstance(network, Sampler):  # no image, so nothing was prepared
+        return []
+    chosen = network.count_many(requests, smoothing=smoothing).argmax(1).tolist()
+    fresh = [replace(request, n=n, key=replace(request.key, stage=Stage.ESTIMATE)) for request in requests]
+    counts = network.count_many(fresh, smoothing=smoothing)
+    return [
+        certificate(top, int(count[top]), n, sigma=request.sigma, alpha=alpha, smoothing=smoothing)
+        for top, count, request in zip(chosen, counts, requests, strict=True)
+    ]
 
 
 def predict(

@@ -6,11 +6,12 @@ Each default of `notebooks/certify.ipynb` has its home here.
 import math
 from dataclasses import asdict, dataclass
 
+from ddviz.backends import BACKENDS
 from ddviz.certify import largest_p_lower
 from ddviz.errors import InputError
+from ddviz.inference import DTYPES
 from ddviz.models import NORMALIZATIONS
 from ddviz.networks import ARCHITECTURES
-from ddviz.sampling import DTYPES
 from ddviz.settings import Settings
 from ddviz.sigma import SOLVERS, Ascent, Grid, Solver
 from ddviz.smoothing import SMOOTHINGS
@@ -64,6 +65,7 @@ class RunConfig(Settings):
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "torch"
     run_root: str = "runs"
 
     @property
@@ -74,6 +76,8 @@ class RunConfig(Settings):
     def deciding(self, method: str) -> dict[str, object]:
         """The settings that decide a method's records; the others say where things are and how many images to do."""
         left_out = _NOT_DECIDING + (_SEARCH_ONLY if method == "fixed" else ())
+        if self.backend == "torch":  # unnamed, as in the runs of before there were others: they resume
+            left_out += ("backend",)
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def make_solver(self) -> Solver:
@@ -98,6 +102,7 @@ class RunConfig(Settings):
                 "method": [*METHODS, "both"],
                 "solver": list(SOLVERS),
                 "dtype": ["auto", *DTYPES],
+                "backend": list(BACKENDS),
             }
         )
         self._check_dataset(self.dataset)
