@@ -41,10 +41,9 @@ def _compile(network: nn.Module, example: Tensor, dtype: str) -> Forward:
     """torch.compile of the folded network in channels-last: what lies between convolutions becomes one kernel."""
 
     def make(shift: Tensor, rest: nn.Module, low: torch.dtype) -> Forward:
-        # No CUDA graphs: they belong to one thread, and at a GPU's batch a kernel takes longer than its launch.
+        # No CUDA graphs: they belong to one thread, and at a GPU's batch a kernel should take longer than its launch.
         # dynamic: counts end in batches of any size, and each would be compiled anew until torch silently gives up.
-        inner = torch.compile(inference.channels_last(shift, rest, low), dynamic=True)
-        return lambda x: inner(x)
+        return torch.compile(inference.channels_last(shift, rest, low), dynamic=True)
 
     return _asked_for("compile", make, network, example, dtype)
 
