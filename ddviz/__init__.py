@@ -8,7 +8,7 @@ Each stage is one module and takes the value of the one before. Figures live in 
 from ddviz import datasets, models
 from ddviz.analysis import average_certified_radius, certified_accuracy, envelope
 from ddviz.budget import SampleBudget
-from ddviz.certify import Certificate, certify, predict
+from ddviz.certify import Certificate, certify, certify_many, predict
 from ddviz.config import RunConfig
 from ddviz.errors import InputError, ResourceError
 from ddviz.experiment import Experiment, Run, run
@@ -56,6 +56,7 @@ __all__ = [
     "average_certified_radius",
     "certified_accuracy",
     "certify",
+    "certify_many",
     "datasets",
     "envelope",
     "models",

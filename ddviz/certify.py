@@ -4,6 +4,7 @@ Three disjoint sets of noise samples keep the certificate honest: one chose sigm
 estimates its probability.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from ddviz.datasets import checked_image
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage
 from ddviz.records import ABSTAIN
-from ddviz.sampling import Sampler
+from ddviz.sampling import Request, Sampler
 from ddviz.smoothing import Smoothing, smoothing_for
 
 _LARGEST_SCALE = 1e30  # noise of a larger scale would overflow float32
@@ -44,8 +45,12 @@ def certificate(chosen: int, count: int, n: int, *, sigma: float, alpha: float, 
     return _proven(chosen, lower_confidence_bound(count, n, alpha), count, n, sigma, smoothing)
 
 
-def _proven(chosen: int, p_lower: float, count: int, n: int, sigma: float, smoothing: Smoothing) -> Certificate:
+def _proven(
+    chosen: int, p_lower: float, count: int, n: int, sigma: float, smoothing: Smoothing, most: float = 0.0
+) -> Certificate:
+    """The certificate of a bound; most: a radius that is not exceeded, 0 for none."""
     radius = smoothing.certified_radius(sigma, p_lower)
+    radius = min(radius, most) if most else radius
     return Certificate(chosen if p_lower > 0.5 else ABSTAIN, radius, p_lower, count, n, sigma, smoothing.norm)
 
 
@@ -71,20 +76,54 @@ def certify(
 
     Raises: InputError for NaN, sigma <= 0, alpha outside (0, 1), n0, n < 1, or n or alpha beside a budget.
     """
-    smoothing = smoothing_for(smoothing)
+    return certify_many(
+        network, [x], [sigma], [index], n0=n0, n=n, alpha=alpha, budget=budget, smoothing=smoothing, seed=seed
+    )[0]
+
+
+def certify_many(
+    network: Sampler | nn.Module,
+    images: Sequence[Tensor],
+    sigmas: Sequence[float],
+    indices: Sequence[int],
+    *,
+    n0: int = 100,
+    n: int = SampleBudget.n,
+    alpha: float = SampleBudget.alpha,
+    budget: SampleBudget | None = None,
+    smoothing: Smoothing | str = "l2",
+    seed: int = 0,
+) -> list[Certificate]:
+    """Certify images of one size, each at its own noise scale, with batches filled across them; see `certify`.
+
+    Each certificate is the one that `certify` gives, up to rounding in lower precision. One image may stand there at
+    several scales.
+
+    Raises: as `certify`; InputError for images of different sizes.
+    """
+    smoothing, requests = smoothing_for(smoothing), []
     if budget is not None and (n, alpha) != (SampleBudget.n, SampleBudget.alpha):
         raise InputError(f"expected n and alpha inside the budget, got n={n} and alpha={alpha:g} beside {budget}.")
     budget = budget or SampleBudget(n=n, alpha=alpha)
-    sampler, x, sigma = _checked(network, x, sigma, alpha=budget.alpha, n0=n0)
-    choice = sampler.count(x, sigma, n0, smoothing=smoothing, key=NoiseKey(seed, index, Stage.CHOICE))
-    chosen = int(choice.argmax())
-    rule, count, drawn = budget.for_noise(smoothing, sigma), 0, 0
-    while (until := rule.until(count, drawn)) > drawn:
-        key = NoiseKey(seed, index, Stage.ESTIMATE)
-        counts = sampler.count(x, sigma, until - drawn, smoothing=smoothing, key=key, first=drawn)
-        count, drawn = count + int(counts[chosen]), until
-    proven = _proven(chosen, rule.p_lower(count, drawn), count, drawn, sigma, smoothing)
-    return replace(proven, radius=min(proven.radius, budget.radius)) if budget.radius else proven
+    for x, sigma, index in zip(images, sigmas, indices, strict=True):
+        network, x, sigma = _checked(network, x, sigma, alpha=budget.alpha, n0=n0)
+        requests.append(Request(x, sigma, n0, NoiseKey(seed, index, Stage.CHOICE)))
+    if not isinstance(network, Sampler):  # no image, so nothing was prepared
+        return []
+    chosen = network.count_many(requests, smoothing=smoothing).argmax(1).tolist()
+    rules = [budget.for_noise(smoothing, request.sigma) for request in requests]
+    count, drawn = [0] * len(requests), [0] * len(requests)
+    while wanted := {i: m for i, rule in enumerate(rules) if (m := rule.until(count[i], drawn[i])) > drawn[i]}:
+        fresh = [
+            replace(requests[i], n=m - drawn[i], first=drawn[i], key=replace(requests[i].key, stage=Stage.ESTIMATE))
+            for i, m in wanted.items()
+        ]
+        for i, counts in zip(wanted, network.count_many(fresh, smoothing=smoothing), strict=True):
+            count[i], drawn[i] = count[i] + int(counts[chosen[i]]), wanted[i]
+    return [
+        _proven(top, rule.p_lower(c, m), c, m, request.sigma, smoothing, budget.radius)
+        for top, rule, c, m, request in zip(chosen, rules, count, drawn, requests, strict=True)
+    ]
 
 
 def predict(

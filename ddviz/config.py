@@ -7,11 +7,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ddviz.backends import BACKENDS
 from ddviz.budget import RULES, SampleBudget, largest_p_lower
 from ddviz.errors import InputError
+from ddviz.inference import DTYPES
 from ddviz.models import NORMALIZATIONS
 from ddviz.networks import ARCHITECTURES
-from ddviz.sampling import DTYPES
 from ddviz.settings import Settings
 from ddviz.sigma import SOLVERS, Solver
 from ddviz.smoothing import SMOOTHINGS
@@ -68,6 +69,7 @@ class RunConfig(Settings):
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "torch"
     run_root: str = "runs"
 
     @property
@@ -79,6 +81,7 @@ class RunConfig(Settings):
         """The settings that decide a method's records; the others say where things are and how many images to do."""
         left_out = _NOT_DECIDING + (_SEARCH_ONLY if method == "fixed" else ())
         left_out += _BUDGET if self.budget == "fixed" else ()
+        left_out += ("backend",) if self.backend == "torch" else ()
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
@@ -113,6 +116,7 @@ class RunConfig(Settings):
                 "solver": list(SOLVERS),
                 "budget": list(RULES),
                 "dtype": ["auto", *DTYPES],
+                "backend": list(BACKENDS),
             }
         )
         self._check_dataset(self.dataset)

@@ -20,13 +20,18 @@ class ResourceError(InputError):
     """The machine ran out of something: device memory, disk space, a lock held by another process."""
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator had no more to give, the device's or the CPU's."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def explained_memory_errors(setting: str, value: int) -> Iterator[None]:
     """Turn a device out of memory into a message that names the setting to lower."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         raise ResourceError(
             f"{setting} {value or 'auto'} does not fit into the device's memory. Set a smaller one."

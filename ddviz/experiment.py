@@ -88,8 +88,7 @@ def _run_method(bench: Bench, method: str) -> Run:
     """Certify what is missing in one method's folder, then replay the memory."""
     folder = bench.folder(method)
     with folder.locked():
-        made_with = {"torch": torch.__version__, "device": _device_name(bench.sampler.device)}
-        folder.check_identity(bench.identity(method), made_with)
+        folder.check_identity(bench.identity(method), bench.made_with)
         with folder.log_certificates() as log:
             done = {record.idx for record in folder.read_certificates()[0]}.intersection(bench.images.indices)
             with _progress(METHODS[method], len(bench.images), len(done)) as progress:
@@ -195,10 +194,6 @@ def _with_pixels(
                 "file changed since. Put it back, or choose another run_root, or remove the folder."
             )
         yield image, record
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 @contextmanager

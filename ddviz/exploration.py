@@ -13,7 +13,7 @@ from torch import Tensor
 from ddviz.analysis import Gain, extremes, gains
 from ddviz.bench import Bench
 from ddviz.budget import lower_confidence_bound
-from ddviz.certify import Certificate, certify
+from ddviz.certify import Certificate, certify_many
 from ddviz.config import METHODS, RunConfig
 from ddviz.errors import InputError, explained_memory_errors
 from ddviz.jobs import Token
@@ -211,7 +211,8 @@ def certify_scales(
     """
     sampler = replace(bench.sampler, forward=(token or Token()).watch(bench.sampler.forward))
     settings = {"n0": config.n0, "n": config.n, "alpha": config.alpha, "smoothing": config.norm, "seed": config.seed}
-    return [certify(sampler, bench.image(index), scale, index=index, **settings) for scale in scales]
+    images, indices = [bench.image(index)] * len(scales), [index] * len(scales)
+    return certify_many(sampler, images, scales, indices, **settings)
 
 
 def finished_gains(bench: Bench) -> list[Gain]:

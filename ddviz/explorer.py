@@ -257,7 +257,7 @@ class Explorer(ipw.VBox):
         """Draw the stored study at the slider's K: no model call."""
         if (study := self.study) is None or self.bench is None:
             return
-        self.figure.show(scenes.explorer(study, self._step(study), self.bench.images.classes, self.solver.value))
+        self.figure.show(scenes.explorer(study, self._step(study), self.bench.images.classes, str(self.solver.value)))
         self._show_noisy("x", self._scales(study)[1])
 
     def _show_noisy(self, name: str, sigma: float) -> None:
@@ -274,7 +274,7 @@ class Explorer(ipw.VBox):
 
     def _scales(self, study: Study) -> tuple[float, float]:
         """sigma_0, and sigma_x by the chosen solver: at the slider's K, or where another one ends."""
-        by = self.solver.value
+        by = str(self.solver.value)
         return study.config.sigma, study.choices[by] if by else study.sigma[self._step(study)].item()
 
     def _step(self, study: Study) -> int:

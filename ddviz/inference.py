@@ -2,7 +2,7 @@
 
 In float32 the network runs as it is. In lower precision it is traced, normalisation and BatchNorm are folded into
 the convolutions (in float32), and the result is laid out as the device likes best. A network that cannot be traced, or
-whose fast form disagrees with it, runs under autocast instead.
+whose fast form disagrees with it, runs under autocast instead, and a warning says why.
 """
 
 import copy
@@ -12,32 +12,96 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
+from ddviz.errors import out_of_memory
 from ddviz.networks import Normalize
 
 Forward = Callable[[Tensor], Tensor]
 """Maps pixels (B, C, H, W) in float32 to logits (B, classes) in float32."""
 
+Maker = Callable[[Tensor, nn.Module, torch.dtype], Forward]
+"""Makes a fast form from (shift, rest), where network(x) = rest(x - shift) in float32."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions by name."""
+
 _AGREEMENT = 0.1  # largest difference of logits, relative to their largest, that lower precision may make
+_SHOWN = 200  # characters of a foreign message
+
+
+class NoFastForm(Exception):
+    """A network cannot be given a fast form; the text says why."""
+
+
+class Fitting:
+    """A forward that takes batches of any size: in halves, from then on, where the device's memory does not hold one.
+
+    The batch that was asked for stays the run's: what is halved is the same noise through the same network. In lower
+    precision another batch size may round otherwise, as it may on another device.
+    """
+
+    def __init__(self, forward: Forward):
+        self.forward, self.most = forward, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        version = x._version
+        while True:
+            size = min(self.most or len(x), len(x))
+            try:
+                return self.forward(x) if size == len(x) else torch.cat([self.forward(part) for part in x.split(size)])
+            except RuntimeError as error:
+                touched = x._version != version  # a network may work in place: these are the images no more
+                if size <= 1 or touched or not out_of_memory(error):
+                    raise
+            # Beyond the except clause, whose traceback holds the failed pass and its memory.
+            self.most = min(self.most or size, size // 2)  # another thread may have halved it meanwhile
+            warnings.warn(
+                f"{size} images at once do not fit into the device's memory: going on with {self.most}. Set batch to "
+                "that to be spared the attempt.",
+                stacklevel=2,
+            )
 
 
 def compile_forward(network: nn.Module, example: Tensor, dtype: torch.dtype) -> Forward:
-    """The fastest form of a network for images like `example` (C, H, W), on its device, in `dtype`.
+    """The fastest form of a network for images like `example` (C, H, W), on its device, in `dtype`, by torch alone.
 
-    The network is copied, not changed; the copy is in eval mode.
+    The network is copied, not changed; the copy is in eval mode. Warns of a network that has no fast form.
     """
-    reference = copy.deepcopy(network).to(example.device).eval().requires_grad_(False)
+    reference = eval_copy(network, example.device)
     if dtype == torch.float32:
         return reference
-    probe = torch.stack([example, example.flip(-1)]).float()
-    makers = (_blocked, _channels_last) if example.device.type == "cpu" else (_channels_last,)
-    for make in makers:
+    why = {}
+    for make in (_blocked, channels_last) if example.device.type == "cpu" else (channels_last,):
         try:
-            forward = make(*_folded(reference), dtype)
-            if _agrees(forward, reference, probe):
-                return forward
-        except Exception:  # tracing runs foreign code, which may raise anything: the plain way remains
-            continue
+            return fast_form(make, reference, example, dtype)
+        except NoFastForm as problem:
+            why[str(problem)] = None  # each reason once, in order
+    warnings.warn(f"this network runs under autocast, slower than others do: {'; '.join(why)}.", stacklevel=2)
     return _autocast(reference, example.device, dtype)
+
+
+def eval_copy(network: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a network on a device, in eval mode and frozen."""
+    return copy.deepcopy(network).to(device).eval().requires_grad_(False)
+
+
+def fast_form(make: Maker, reference: nn.Module, example: Tensor, dtype: torch.dtype) -> Forward:
+    """The form that `make` gives a network, if it gives the network's logits.
+
+    Raises: NoFastForm.
+    """
+    probe = torch.stack([example, example.flip(-1)]).float()
+    try:
+        with torch.no_grad():
+            forward = make(*_folded(reference), dtype)
+            error, largest = _difference(forward, reference, probe)
+    except Exception as error:  # tracing runs foreign code, which may raise anything
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise NoFastForm(f"making it fast failed ({type(error).__name__}: {first[:_SHOWN].rstrip('.')})") from error
+    if not error <= _AGREEMENT * largest:
+        raise NoFastForm(f"the logits of its fast form are off by {error:.3g} where the largest is {largest:.3g}")
+    return forward
 
 
 def default_dtype(device: torch.device) -> str:
@@ -93,7 +157,7 @@ def _blocked(shift: Tensor, rest: nn.Module, dtype: torch.dtype) -> Forward:
     return lambda x: blocked((x - shift).to(dtype).to_mkldnn()).to_dense().float()
 
 
-def _channels_last(shift: Tensor, rest: nn.Module, dtype: torch.dtype) -> Forward:
+def channels_last(shift: Tensor, rest: nn.Module, dtype: torch.dtype) -> Forward:
     low = rest.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lambda x: low((x - shift).to(dtype, memory_format=torch.channels_last)).float()
 
@@ -106,8 +170,7 @@ def _autocast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> F
     return forward
 
 
-@torch.no_grad()
-def _agrees(forward: Forward, reference: nn.Module, probe: Tensor) -> bool:
-    """Whether a fast form gives the logits of the network, up to what its precision must lose."""
+def _difference(forward: Forward, reference: nn.Module, probe: Tensor) -> tuple[float, float]:
+    """Largest difference of a fast form's logits from the network's, and the network's largest logit."""
     expected = reference(probe.clone())
-    return bool((forward(probe.clone()) - expected).abs().max() <= _AGREEMENT * expected.abs().max())
+    return (forward(probe.clone()) - expected).abs().max().item(), expected.abs().max().item()

@@ -30,7 +30,7 @@ class Stage(IntEnum):
     ESTIMATE = 2
     """Estimating that class's probability (n samples)."""
     CHECK = 3
-    """Checking a found sigma_x against sigma_0 before any certificate."""
+    """Checking, before any certificate, a found sigma_x against sigma_0, and the prepared network against its own."""
     PREDICT = 4
     """Predicting without a certificate."""
     TRAIN = 5

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ddviz.certify import Certificate, certify
+from ddviz.certify import Certificate, certify_many
 from ddviz.memory import Answer, Memory
 from ddviz.sampling import Sampler
 from ddviz.sigma import Ascent
@@ -103,10 +103,7 @@ def certified(
 ) -> list[Certificate]:
     """Certify points (B, 2), each at its own noise scale."""
     sampler = Sampler.prepare(network, points[0].view(1, 1, 2), batch=n)
-    return [
-        certify(sampler, point.view(1, 1, 2), scale, n=n, seed=seed, index=index)
-        for index, (point, scale) in enumerate(zip(points, scales, strict=True))
-    ]
+    return certify_many(sampler, list(points.view(-1, 1, 1, 2)), scales, range(len(points)), n=n, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from ddviz import datasets, models
 from ddviz.batches import Share, source
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError
-from ddviz.inference import default_dtype
+from ddviz.inference import DTYPES, default_dtype
 from ddviz.models import BaseClassifier
 from ddviz.networks import ARCHITECTURES, MEAN_STD
 from ddviz.objectives import Objective
 from ddviz.recipe import DEFAULT_ARCH, Recipe
 from ddviz.runfolder import pixel_hash, short_hash
-from ddviz.sampling import DTYPES, keep_freed_memory
+from ddviz.sampling import keep_freed_memory
 from ddviz.settings import torch_device
 from ddviz.trainer import Lessons, Precision, Trainer
 from ddviz.trainfolder import Epoch, TrainFolder

@@ -12,7 +12,7 @@ from torch import nn
 
 import ddviz
 from ddviz.budget import largest_p_lower, lower_confidence_bound
-from ddviz.certify import certificate, certify, predict
+from ddviz.certify import certificate, certify, certify_many, predict
 from ddviz.errors import InputError
 from ddviz.noise import BLOCK, NoiseKey, Stage, fill_block
 from ddviz.records import ABSTAIN
@@ -118,6 +118,18 @@ def test_counts_agree_with_one_sample_at_a_time_in_float64(smoothing):
             pixels, 0.5, 4 * BLOCK, smoothing=smoothing, key=NoiseKey(5, index, Stage.ESTIMATE)
         )
         assert counts.tolist() == expected
+
+
+def test_certificates_of_many_are_those_of_each_alone(smoothing):
+    images = ddviz.datasets.load("digits", max_images=9)
+    network = ddviz.models.load("digits", sigma=0.25).network
+    indices = [3, 0, 8, 8, 5]
+    asked = [images.image(index) for index in indices], [0.2, 0.9, 0.1, 0.6, 0.4], indices
+    settings = {"n0": 30, "n": 333, "alpha": 0.01, "smoothing": smoothing, "seed": 4}
+    together = certify_many(network, *asked, **settings)
+    assert together == [certify(network, x, s, index=i, **settings) for x, s, i in zip(*asked, strict=True)]
+    assert len({result.radius for result in together}) > 2
+    assert certify_many(network, [], [], []) == []
 
 
 def test_predict_is_the_top_class_where_it_is_clear(x):

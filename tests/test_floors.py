@@ -16,7 +16,7 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER
 FLOORS = """
     errors smoothing noise networks datasets settings schedules jobs figureview neighbours
     records checkpoints models runfolder trainfolder
-    inference sampling sigma analysis report batches objectives
+    inference backends sampling sigma analysis report batches objectives
     budget certify memory recipe trainer training plots live
     config bench experiment exploration comparison
     plane scenes plane_scenes compare_scenes widgets explorer tour comparer

@@ -1,5 +1,6 @@
 """The engine: the same counts for every batch size and worker, in bounded memory."""
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import ddviz
-from ddviz.errors import InputError
+from ddviz.errors import InputError, ResourceError
+from ddviz.inference import Fitting
 from ddviz.noise import NoiseKey, Stage
-from ddviz.sampling import Sampler, one_thread_each
+from ddviz.sampling import Request, Sampler, one_thread_each
 from ddviz.smoothing import SMOOTHINGS
 
 CPU = torch.device("cpu")
@@ -72,6 +74,48 @@ def test_counts_of_parts_add_up_to_those_of_the_whole(digits, smoothing, batch, 
     assert [int(part.sum()) for part in parts] == [1, 127, 205, 367]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_many_requests_are_counted_as_each_alone(digits, smoothing, seed):
+    """Any mix of images, sample sizes and scales, in any batch, by any number of workers."""
+    images, draw = ddviz.datasets.load("digits"), random.Random(seed)
+    alone = Sampler.prepare(digits[0], digits[1], batch=64)
+    requests = [
+        Request(
+            images.image(index),
+            draw.uniform(0.05, 1.5),
+            draw.choice([0, 1, 63, 64, 65, 100, draw.randrange(400)]),
+            NoiseKey(seed, index, draw.choice(list(Stage))),
+            draw.choice([0, 0, 64, draw.randrange(200)]),
+        )
+        for index in [draw.randrange(40) for _ in range(draw.randrange(1, 12))]
+    ]
+    expected = [
+        alone.count(request.x, request.sigma, request.n, smoothing=smoothing, key=request.key, first=request.first)
+        for request in requests
+    ]
+    together = replace(alone, batch=draw.choice([1, 7, 64, 100, 5000]), workers=draw.choice([1, 2, 3]))
+    counts = together.count_many(requests, smoothing=smoothing)
+    assert torch.equal(counts, torch.stack(expected))
+    assert counts.sum(1).tolist() == [request.n for request in requests]
+
+
+def test_batches_are_filled_across_requests(x):
+    spy = Spy()
+    requests = [Request(x, 0.1, 10, NoiseKey(0, index, Stage.CHOICE)) for index in range(20)]
+    Sampler(spy, 2, CPU, "float32", 64).count_many(requests, smoothing=SMOOTHINGS["l2"])
+    assert spy.sizes == [64, 64, 64, 8]
+
+
+def test_no_requests_have_no_counts():
+    assert Sampler(Spy(), 2, CPU, "float32", 64).count_many([], smoothing=SMOOTHINGS["l2"]).shape == (0, 2)
+
+
+def test_requests_of_images_of_two_sizes_are_refused(x):
+    requests = [Request(image, 0.1, 10, KEY) for image in (x, x[:, :1])]
+    with pytest.raises(InputError, match=r"images of one size, got \(1, 1, 3\) and \(1, 2, 3\)"):
+        Sampler(Spy(), 2, CPU, "float32", 64).count_many(requests, smoothing=SMOOTHINGS["l2"])
+
+
 def test_bfloat16_counts_agree_up_to_rounding(digits):
     network, pixels = digits
     counts = [
@@ -99,6 +143,48 @@ def test_no_batch_exceeds_the_asked_one_however_many_samples(x):
     assert max(spy.sizes) == 96 and sum(spy.sizes) == 10_000
 
 
+class Small(Spy):
+    """Runs out of memory above 20 images; `spoils`: after it has worked in place."""
+
+    def __init__(self, error: RuntimeError, spoils: bool = False):
+        super().__init__()
+        self.error, self.spoils = error, spoils
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spoils:
+            x += 1
+        if len(x) > 20:
+            raise self.error
+        return super().forward(x)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["device", "cpu"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(x, error):
+    small = Small(error)
+    with pytest.warns(UserWarning, match="images at once do not fit") as told:
+        sampler = Sampler(Fitting(small), 2, CPU, "float32", 96)
+        counts = sampler.count(x, 0.3, 500, smoothing=SMOOTHINGS["l2"], key=KEY)
+    assert len(told) == 3 and "going on with 12" in str(told[-1].message)  # 96, 48, 24: once each
+    assert torch.equal(counts, replace(sampler, forward=Spy()).count(x, 0.3, 500, smoothing=SMOOTHINGS["l2"], key=KEY))
+    assert max(small.sizes) == 12 and sum(small.sizes) == 500
+    assert sampler.batch == 96  # what the run is named by
+
+
+def test_what_is_not_for_want_of_memory_or_cannot_be_repeated_ends_the_count(x):
+    for network, expected in [
+        (Small(RuntimeError("shapes differ")), RuntimeError),
+        (Small(OUT_OF_MEMORY[0], spoils=True), ResourceError),
+    ]:
+        with pytest.raises(expected):
+            Sampler(Fitting(network), 2, CPU, "float32", 96).count(x, 0.3, 500, smoothing=SMOOTHINGS["l2"], key=KEY)
+
+
 def test_the_image_is_not_changed(x):
     before = x.clone()
     Sampler(Spy(), 2, CPU, "float32", 64).count(x, 0.5, 200, smoothing=SMOOTHINGS["l2"], key=KEY)
@@ -123,17 +209,33 @@ def test_the_number_of_threads_is_left_as_it_was():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["torch", "compile"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cuda_estimates_the_same_probabilities(digits, dtype):
+def test_cuda_estimates_the_same_probabilities(digits, dtype, backend):
     network, pixels = digits
     shares = [
-        Sampler.prepare(network, pixels, device=device, dtype=dtype).count(
+        Sampler.prepare(network, pixels, device=device, dtype=dtype, backend=name).count(
             pixels, 0.6, 20_000, smoothing=SMOOTHINGS["l2"], key=KEY
         )
         / 20_000
-        for device in ("cpu", "cuda")
+        for device, name in (("cpu", "torch"), ("cuda", backend))
     ]
     assert (shares[0] - shares[1]).abs().max() < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_host_never_waits_for_the_gpu_between_batches(digits):
+    network, pixels = digits
+    sampler = Sampler.prepare(network, pixels, device="cuda", dtype="bfloat16", batch=100)
+    requests = [Request(pixels.cuda(), 0.6, n, NoiseKey(0, n, Stage.ESTIMATE)) for n in (30, 500, 1)]
+    sampler.count_many(requests, smoothing=SMOOTHINGS["l2"])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        counts = sampler._count(requests, range(0, 531, 100), SMOOTHINGS["l2"])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert counts.sum(1).tolist() == [30, 500, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")

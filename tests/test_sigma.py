@@ -200,7 +200,7 @@ def slow_halving(network: nn.Module, x: Tensor, index: int, sigma_0: float, smoo
     """Successive halving of one image in float64, each scale and sample alone: 5 scales, 8 samples at the end."""
     network, x = network.double(), x.double()
     noise = fill_block(torch.empty(8, *x.shape), smoothing, NoiseKey(0, index, Stage.SEARCH), 0).double()
-    anchor = sum(network((x + sigma_0 * e)[None])[0].softmax(0) for e in noise).argmax().item()
+    anchor = int(torch.stack([network((x + sigma_0 * e)[None])[0].softmax(0) for e in noise]).sum(0).argmax())
     scales = list(sigma_0 * np.geomspace(0.4, 2.3, 5))
     scales[int(np.abs(np.log(np.array(scales) / sigma_0)).argmin())] = sigma_0
 
@@ -211,7 +211,7 @@ def slow_halving(network: nn.Module, x: Tensor, index: int, sigma_0: float, smoo
         z, n = norm.ppf(0.999), 10_000
         lower = (p + z**2 / 2 / n - z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)) / (1 + z**2 / n)
         lower = max(lower, 1e-6)
-        return sigma * norm.ppf(lower) if smoothing.norm == "l2" else sigma * (2 * lower - 1)
+        return float(sigma * norm.ppf(lower) if smoothing.norm == "l2" else sigma * (2 * lower - 1))
 
     for samples, keep in ((2, 3), (4, 2), (8, 1)):
         scales = sorted(scales, key=lambda sigma: -score(sigma, samples))[:keep]
@@ -233,14 +233,11 @@ def test_halving_estimates_the_radius_that_n_samples_certify():
     path = Halving(samples=50_000, scales=5, softness=0.0, n=10**9)(network, x, 0.3)
     assert path.radius[1:, 0].numpy() == pytest.approx(0.3, rel=0.01)
     few = Halving(samples=50_000, scales=5, softness=0.0, n=2_000)(network, x, 0.3)
-    certified = [sigma * norm.ppf(binomial_bound(norm.cdf(0.3 / sigma), 2_000)) for sigma in few.sigma[:, 0].tolist()]
+    scales = few.sigma[:, 0].numpy()
+    hits = 2_000 * norm.cdf(0.3 / scales)
+    certified = scales * norm.ppf(beta.ppf(0.001, hits, 2_000 - hits + 1))
     assert few.radius[:, 0].numpy() == pytest.approx(certified, rel=0.03)
     assert few.radius[0, 0] < 0.28  # the finite n is seen
-
-
-def binomial_bound(p: float, n: int) -> float:
-    """Clopper-Pearson's lower bound of level 0.001 where just the expected share of n samples agrees."""
-    return beta.ppf(0.001, p * n, n - p * n + 1)
 
 
 def test_halving_fixes_the_class_and_does_not_run_to_the_confident_wrong_side():
