@@ -18,7 +18,7 @@ from ddviz.objectives import OBJECTIVES, Batch, GaussianAugmentation, Macer, Smo
 from ddviz.recipe import Recipe
 from ddviz.records import ABSTAIN, Record, read_records
 from ddviz.sampling import Sampler
-from ddviz.sigma import SOLVERS, Ascent, Grid, SigmaPath
+from ddviz.sigma import SOLVERS, Ascent, FastAscent, Grid, Halving, SigmaPath
 from ddviz.smoothing import SMOOTHINGS, Gaussian, Uniform
 from ddviz.training import Training, train
 
@@ -34,10 +34,12 @@ __all__ = [
     "Batch",
     "Certificate",
     "Experiment",
+    "FastAscent",
     "FromProbabilities",
     "Gaussian",
     "GaussianAugmentation",
     "Grid",
+    "Halving",
     "InputError",
     "Macer",
     "Memory",

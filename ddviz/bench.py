@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,13 @@ from ddviz.backends import BACKENDS
 from ddviz.config import RunConfig
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError, explained_memory_errors
-from ddviz.inference import default_dtype
+from ddviz.inference import DTYPES, Forward, compile_gradient, default_dtype
 from ddviz.models import BaseClassifier
 from ddviz.noise import NoiseKey, Stage, fill_block
 from ddviz.runfolder import RunFolder, short_hash
 from ddviz.sampling import Sampler, default_batch, side_by_side
 from ddviz.settings import torch_device
-from ddviz.sigma import default_search_batch
+from ddviz.sigma import Solver, default_search_batch
 from ddviz.smoothing import smoothing_for
 
 _SELF_TEST_IMAGES = 32
@@ -68,6 +68,17 @@ class Bench:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         told = BACKENDS[backend].versions | {"device": name, "backend": backend}
         return told | ({"agreement": self.agreement} if self.agreement else {})
+
+    def form(self, solver: Solver) -> Forward:
+        """The network in the form that suits a solver."""
+        if solver.form == "gradient":
+            return self._gradient
+        return self.sampler.forward if solver.form == "forward" else self.network
+
+    @cached_property
+    def _gradient(self) -> Forward:
+        example = self.image(self.images.indices[0]).to(self.sampler.device)
+        return compile_gradient(self.network, example, DTYPES[self.sampler.dtype])
 
     def image(self, index: int) -> Tensor:
         """Pixels of one image, of the size of all."""

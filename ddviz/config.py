@@ -48,7 +48,7 @@ class RunConfig(Settings):
     norm: str = "l2"
     sigma: float = 0.12
     method: str = "both"
-    solver: str = "ascent"
+    solver: str = "halving"
     iterations: int = 100
     lr: float = 1e-3
     samples: int = 4
@@ -92,7 +92,7 @@ class RunConfig(Settings):
     def make_solver(self) -> Solver:
         """The solver these settings describe.
 
-        A grid is given as many evaluations as K steps forward and back; a halving four times the samples of a step.
+        A grid is given as many evaluations as K steps forward and back; a halving eight times the samples of a step.
         """
         shared = {"samples": self.samples, "clamp": self.clamp}
         ascent = {"iterations": self.iterations, "lr": self.lr, **shared}
@@ -100,7 +100,7 @@ class RunConfig(Settings):
             "ascent": ascent,
             "ascent-fast": ascent,
             "grid": {"evaluations": 2 * self.iterations, **shared},
-            "halving": {"samples": 4 * self.samples, "n": self.n, "alpha": self.alpha},
+            "halving": {"samples": 8 * self.samples, "n": self.n, "alpha": self.alpha},
         }
         bounds = self._bounds(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         promises = {"keep_class": self.keep_class, "keep_radius": self.keep_radius}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -25,6 +26,8 @@ from ddviz.memory import Answer, Case, replay
 from ddviz.models import BaseClassifier
 from ddviz.records import Record, is_correct, read_rows, write_records
 from ddviz.runfolder import RunFolder, pixel_hash
+from ddviz.sampling import side_by_side
+from ddviz.sigma import SigmaPath
 
 _PROGRESS_EVERY = 5  # seconds
 
@@ -113,24 +116,33 @@ def _scales(bench: Bench, method: str, folder: RunFolder, batch: Sequence[int]) 
         known = {int(row["idx"]): float(row["sigma"]) for row in read_rows(folder.sigmas)}
         if not known.keys() >= set(batch):
             began = time.perf_counter()
-            found = dict(zip(batch, _search(bench, batch), strict=True))
+            scales, evaluations = _search(bench, batch)
             each = round((time.perf_counter() - began) / len(batch), 4)
-            log.append(*((index, scale, each) for index, scale in found.items() if index not in known))
+            found = dict(zip(batch, scales, strict=True))
+            log.append(*((index, scale, evaluations, each) for index, scale in found.items() if index not in known))
             known = found | known
     return known
 
 
-def _search(bench: Bench, indices: Sequence[int]) -> list[float]:
+def _search(bench: Bench, indices: Sequence[int]) -> tuple[list[float], int]:
+    """The noise scales that the solver finds, and the evaluations it made of each image.
+
+    Images are searched one share a core; none depends on those beside it, but for rounding.
+    """
+    config, solver = bench.config, bench.config.make_solver()
+
+    def search(share: Sequence[int]) -> SigmaPath:
+        x = torch.stack([bench.image(index) for index in share]).to(bench.sampler.device)
+        settings = {"smoothing": config.norm, "seed": config.seed, "indices": share}
+        return solver(bench.form(solver), x, config.sigma, **settings)
+
     with explained_memory_errors("search_batch", len(indices)):
-        path = bench.config.make_solver()(
-            bench.network,
-            torch.stack([bench.image(index) for index in indices]).to(bench.sampler.device),
-            bench.config.sigma,
-            smoothing=bench.config.norm,
-            seed=bench.config.seed,
-            indices=indices,
-        )
-    return path.chosen.tolist()
+        workers = min(bench.sampler.workers, len(indices))
+        paths = side_by_side(workers, *(partial(search, indices[worker::workers]) for worker in range(workers)))
+    found = [0.0] * len(indices)
+    for worker, path in enumerate(paths):
+        found[worker::workers] = path.chosen.tolist()
+    return found, paths[0].evaluations
 
 
 def _certified_row(bench: Bench, index: int, sigma: float) -> list[object]:

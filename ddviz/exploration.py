@@ -93,13 +93,14 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
     Raises: InputError for settings that fit no search; Cancelled.
     """
     token = token or Token()
-    image, network = bench.image(index).to(bench.sampler.device), token.watch(bench.network)
+    image = bench.image(index).to(bench.sampler.device)
     solvers = _others(config)
     settings = {"smoothing": config.norm, "seed": config.seed, "indices": [index]}
     with explained_memory_errors("batch", bench.sampler.batch):
         workers = bench.sampler.workers
 
         def search(solver: Solver) -> SigmaPath:
+            network = token.watch(bench.form(solver))
             return solver(network, image[None], min(config.sigma, solver.sigma_max), **settings)
 
         path, *others = side_by_side(
@@ -126,7 +127,7 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
 
 def _ascent(config: RunConfig) -> Ascent:
     """Algorithm 1, whose path is shown, whatever solver a config names."""
-    ascent = replace(config, solver="ascent").make_solver()
+    ascent = replace(config, solver="ascent-fast").make_solver()
     assert isinstance(ascent, Ascent)
     return ascent
 

@@ -79,6 +79,15 @@ def compile_forward(network: nn.Module, example: Tensor, dtype: torch.dtype) -> 
     return _autocast(reference, example.device, dtype)
 
 
+def compile_gradient(network: nn.Module, example: Tensor, dtype: torch.dtype) -> Forward:
+    """A form of a network that gradients to its input pass fast; a network that has none is taken as it is."""
+    reference = eval_copy(network, example.device)
+    try:
+        return fast_form(channels_last, reference, example, dtype)
+    except NoFastForm:
+        return reference
+
+
 def eval_copy(network: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a network on a device, in eval mode and frozen."""
     return copy.deepcopy(network).to(device).eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from ddviz.errors import InputError, ResourceError
 from ddviz.records import AppendLog, Record, explained_disk_errors, read_records, read_rows, write_atomically
 
 _CERTIFICATE_COLUMNS = [*Record.__dataclass_fields__, "pixels", "seconds"]
-_SIGMA_COLUMNS = ["idx", "sigma", "seconds"]
+_SIGMA_COLUMNS = ["idx", "sigma", "evaluations", "seconds"]
 _LOCK_WAIT = 30  # seconds: a killed kernel lives on for a moment and holds its lock
 _INFORMATION = "made with"  # the key of config.json that does not decide the result
 
@@ -106,7 +106,7 @@ class RunFolder(Folder):
         return AppendLog(self.certificates, _CERTIFICATE_COLUMNS)
 
     def log_sigmas(self) -> AppendLog:
-        """The noise scales, to append (idx, sigma, seconds)."""
+        """The noise scales, to append (idx, sigma, network evaluations, seconds)."""
         return AppendLog(self.sigmas, _SIGMA_COLUMNS)
 
     def read_certificates(self) -> tuple[list[Record], dict[int, str]]:

@@ -10,7 +10,7 @@ import pytest
 from ddviz.budget import SampleBudget
 from ddviz.config import RunConfig
 from ddviz.errors import InputError
-from ddviz.sigma import Ascent, Grid
+from ddviz.sigma import Ascent, FastAscent, Grid, Halving
 
 CERTIFY = Path(__file__).parents[1] / "notebooks" / "certify.ipynb"
 
@@ -69,7 +69,7 @@ def test_the_notebook_s_parameters_are_the_fields_with_their_defaults_types_and_
         ),
         ({"norm": "linf"}, "expected norm to be one of l2, l1, got 'linf'"),
         ({"method": "DS"}, "expected method to be one of fixed, ds, both"),
-        ({"solver": "sgd"}, "expected solver to be one of ascent, grid"),
+        ({"solver": "sgd"}, "expected solver to be one of ascent, ascent-fast, grid, halving"),
         ({"arch": "vgg"}, "expected arch to be one of .*digits_cnn"),
         ({"dtype": "int8"}, "expected dtype to be one of auto, float32"),
         ({"device": "tpu"}, "expected device to be auto, cpu, cuda"),
@@ -104,9 +104,11 @@ def test_a_reader_s_own_variables_are_not_judged_when_the_guard_runs_again():
 
 
 def test_settings_become_the_solver_they_describe():
-    assert RunConfig(iterations=7, lr=0.5, samples=3).make_solver() == Ascent(
-        iterations=7, lr=0.5, samples=3, clamp=RunConfig().clamp, keep_class=True, keep_radius=True
-    )
+    promises = {"keep_class": True, "keep_radius": True}
+    assert RunConfig(samples=3, n=500, alpha=0.01).make_solver() == Halving(samples=24, n=500, alpha=0.01, **promises)
+    for name, solver in (("ascent", Ascent), ("ascent-fast", FastAscent)):
+        own = {"iterations": 7, "lr": 0.5, "samples": 3}
+        assert RunConfig(solver=name, **own).make_solver() == solver(**own, clamp=RunConfig().clamp, **promises)
     assert RunConfig(
         solver="grid", iterations=100, samples=1, clamp=0.02, keep_class=False, keep_radius=False
     ).make_solver() == Grid(evaluations=200)

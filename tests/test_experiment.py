@@ -13,6 +13,7 @@ from ddviz import experiment, runfolder
 from ddviz.config import RunConfig
 from ddviz.errors import InputError, ResourceError
 from ddviz.records import ABSTAIN, read_records
+from ddviz.sigma import Solver
 
 SMALL = {"max_images": 7, "n": 200, "n0": 20, "iterations": 3, "samples": 2, "search_batch": 3, "dtype": "float32"}
 
@@ -194,7 +195,7 @@ def test_settings_bind_only_once_something_is_certified(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"search_batch 3 does not fit"):
-        patch.setattr(ddviz.Ascent, "__call__", out_of_memory)
+        patch.setattr(Solver, "__call__", out_of_memory)
         ddviz.run(small(tmp_path, method="ds"))
     assert len(ddviz.run(small(tmp_path, method="ds", search_batch=2)).runs["data-dependent"].records) == 7
 
