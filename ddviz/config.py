@@ -23,6 +23,7 @@ METHODS = {"fixed": "fixed", "ds": "data-dependent"}
 _USEFUL_P = 0.55  # a sample size that cannot bound p_A above this certifies radii of a rounding error at best
 _NOT_DECIDING = ("data_root", "download", "run_root", "method", "max_images")
 _BUDGET = ("budget", "target_radius")  # runs that were begun before there was a choice go on
+_ASCENT_ONLY = ("iterations", "lr", "clamp")
 _SEARCH_ONLY = (
     *("solver", "iterations", "lr", "samples", "clamp", "sigma_min", "sigma_max"),
     *("keep_class", "keep_radius", "search_batch"),
@@ -80,6 +81,7 @@ class RunConfig(Settings):
     def deciding(self, method: str) -> dict[str, object]:
         """The settings that decide a method's records; the others say where things are and how many images to do."""
         left_out = _NOT_DECIDING + (_SEARCH_ONLY if method == "fixed" else ())
+        left_out += _ASCENT_ONLY if self.solver == "halving" else ()
         left_out += _BUDGET if self.budget == "fixed" else ()
         left_out += ("backend",) if self.backend == "torch" else ()
         return {name: value for name, value in asdict(self).items() if name not in left_out}

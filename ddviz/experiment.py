@@ -116,7 +116,7 @@ def _scales(bench: Bench, method: str, folder: RunFolder, batch: Sequence[int]) 
         known = {int(row["idx"]): float(row["sigma"]) for row in read_rows(folder.sigmas)}
         if not known.keys() >= set(batch):
             began = time.perf_counter()
-            scales, evaluations = _search(bench, batch)
+            scales, evaluations = search(bench, batch)
             each = round((time.perf_counter() - began) / len(batch), 4)
             found = dict(zip(batch, scales, strict=True))
             log.append(*((index, scale, evaluations, each) for index, scale in found.items() if index not in known))
@@ -124,21 +124,21 @@ def _scales(bench: Bench, method: str, folder: RunFolder, batch: Sequence[int]) 
     return known
 
 
-def _search(bench: Bench, indices: Sequence[int]) -> tuple[list[float], int]:
+def search(bench: Bench, indices: Sequence[int]) -> tuple[list[float], int]:
     """The noise scales that the solver finds, and the evaluations it made of each image.
 
     Images are searched one share a core; none depends on those beside it, but for rounding.
     """
     config, solver = bench.config, bench.config.make_solver()
 
-    def search(share: Sequence[int]) -> SigmaPath:
+    def found_in(share: Sequence[int]) -> SigmaPath:
         x = torch.stack([bench.image(index) for index in share]).to(bench.sampler.device)
         settings = {"smoothing": config.norm, "seed": config.seed, "indices": share}
         return solver(bench.form(solver), x, config.sigma, **settings)
 
     with explained_memory_errors("search_batch", len(indices)):
         workers = min(bench.sampler.workers, len(indices))
-        paths = side_by_side(workers, *(partial(search, indices[worker::workers]) for worker in range(workers)))
+        paths = side_by_side(workers, *(partial(found_in, indices[worker::workers]) for worker in range(workers)))
     found = [0.0] * len(indices)
     for worker, path in enumerate(paths):
         found[worker::workers] = path.chosen.tolist()

@@ -50,7 +50,7 @@ def test_a_second_call_computes_nothing_and_changes_no_byte(tmp_path, monkeypatc
     first = ddviz.run(small(tmp_path))
     before = [{p.name: p.read_bytes() for p in run.folder.glob("*.*")} for run in first.runs.values()]
     monkeypatch.setattr(experiment, "certify", None)
-    monkeypatch.setattr(experiment, "_search", None)
+    monkeypatch.setattr(experiment, "search", None)
     again = ddviz.run(small(tmp_path))
     assert [{p.name: p.read_bytes() for p in run.folder.glob("*.*")} for run in again.runs.values()] == before
 
@@ -186,8 +186,8 @@ def test_search_settings_do_not_bind_the_fixed_run(tmp_path):
     ddviz.run(small(tmp_path))
     again = ddviz.run(small(tmp_path, method="fixed", iterations=9, search_batch=2, samples=1))
     assert len(again.runs["fixed"].records) == 7
-    with pytest.raises(InputError, match=r"^iterations was 3"):
-        ddviz.run(small(tmp_path, method="ds", iterations=9))
+    with pytest.raises(InputError, match=r"^samples was"):
+        ddviz.run(small(tmp_path, method="ds", samples=1))
 
 
 def test_settings_bind_only_once_something_is_certified(tmp_path, monkeypatch):
