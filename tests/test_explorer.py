@@ -42,6 +42,20 @@ def test_the_k_slider_only_indexes_the_stored_path(explorer, monkeypatch):
     assert "AssertionError" not in explorer.status.value
 
 
+def test_sigma_x_may_be_another_solver_s(explorer):
+    explorer.gallery.index = 7
+    explorer.wait()
+    for solver, name in (("halving", "halving"), ("grid", "grid search")):
+        explorer.solver.value = solver
+        chosen = explorer.study.choices[solver]
+        assert f"sigma_x = {chosen:.3f} by {name}" in explorer.figure.figure
+        explorer.certify.click()
+        explorer.wait()
+        assert f"sigma_x = {chosen:.3f}" in explorer.result.value
+    explorer.solver.value = ""
+    assert f"sigma_x = {explorer.study.sigma[-1]:.3f} after 10 steps" in explorer.figure.figure
+
+
 def test_a_new_sigma_0_makes_a_new_path(explorer):
     explorer.sigma_0.value = 0.25
     explorer.wait()
