@@ -18,12 +18,13 @@ from torch.nn.functional import one_hot
 
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage, fill_block
+from ddviz.sampling import default_batch
 from ddviz.smoothing import Smoothing, smoothing_for
 
 Network = Callable[[Tensor], Tensor]
 """Maps pixels (B, C, H, W) to logits (B, classes); any nn.Module does."""
 
-_AT_ONCE = 256  # noisy images in one pass where no gradient is wanted: bounds the memory
+_BATCHES = 4  # of the engine, in one pass where no gradient is wanted: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,8 @@ class _Search:
         self.evaluations += sigma.shape[1] * noise.shape[1]
         unit = [1] * (self.x.ndim - 1)
         noisy = (self.x[:, None, None] + sigma.view(*sigma.shape, 1, *unit) * noise[:, None]).flatten(0, 2)
-        parts = [noisy] if torch.is_grad_enabled() else noisy.split(_AT_ONCE)
+        most = _BATCHES * default_batch(self.x[0], self.x.device)
+        parts = [noisy] if torch.is_grad_enabled() else noisy.split(most)
         return torch.cat([self.network(part) for part in parts]).unflatten(0, (*sigma.shape, -1))
 
 
