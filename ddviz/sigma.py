@@ -213,8 +213,8 @@ class Halving(Solver):
     Every scale meets the same samples; the worse half of the scales is dropped each time that the samples double.
     What makes few samples enough:
 
-    - The class is fixed first. Under much noise many networks answer one class whatever the image, and surely. Images of
-      that class still win by it: their certificates are true, and say little. `sigma_max` ends that sooner.
+    - The class is fixed first. Under much noise many networks answer one class whatever the image, and surely. (Images
+      of that class win by it: their certificates are true, and say little. `sigma_max` ends that sooner.)
     - The probability of the class is read off mean and deviation of its margin, the logit less the best other one.
       Where all of few samples agree, the mean of their probabilities says nothing of the tail.
     - The score is the radius that n samples at level alpha would certify at that probability, so that nothing is

@@ -231,7 +231,7 @@ def test_halving_estimates_the_radius_that_n_samples_certify():
     """Before a half space the smoothed radius is the margin at every scale; a finite n proves less of a small p_B."""
     network, x = HalfSpace(torch.ones(1), -0.5), torch.full((1, 1, 1, 1), 0.8)
     path = Halving(samples=50_000, scales=5, softness=0.0, n=10**9)(network, x, 0.3)
-    assert path.radius[1:, 0].numpy() == pytest.approx(0.3, rel=0.01)
+    assert path.radius[1:, 0].numpy() == pytest.approx(0.3, rel=0.02)
     few = Halving(samples=50_000, scales=5, softness=0.0, n=2_000)(network, x, 0.3)
     scales = few.sigma[:, 0].numpy()
     hits = 2_000 * norm.cdf(0.3 / scales)
