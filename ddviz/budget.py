@@ -207,7 +207,7 @@ class SampleBudget:
             raise InputError(f"expected a smaller target radius: no number of samples shows {what}. Or raise sigma.")
         raise InputError(
             f"expected n of about {enough} samples, got {self.n}: too few to show {what}, even if all agree. Or raise "
-            "sigma, or lower the target radius."
+            "sigma, or lower the target radius; method=ds reaches further than fixed sigma."
         )
 
 
@@ -234,5 +234,5 @@ def check_samples(alpha: float, **samples: int) -> None:
     if not 0 < alpha < 1:
         raise InputError(f"expected alpha, a probability of failure, in (0, 1), got {alpha:g}.")
     for name, value in samples.items():
-        if value < 1:
-            raise InputError(f"expected {name} >= 1 noise samples, got {value}.")
+        if not (isinstance(value, int) and value >= 1):
+            raise InputError(f"expected {name} to be a whole number >= 1 of noise samples, got {value!r}.")

@@ -32,7 +32,7 @@ _SEARCH_ONLY = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
-    """What to certify, with which network, how. Names are the field's; `samples` is n of Algorithm 1.
+    """What to certify, with which network, how. Names are the field's; `samples` is n of Algorithm 1 (halving: 8 n).
 
     "", 0 and "auto" leave a choice to the package: for data_root, checkpoint and arch see `datasets.load` and
     `models.load`; sigma_min and sigma_max are the solver's own bounds; batch and search_batch are what suits the
@@ -147,5 +147,6 @@ class RunConfig(Settings):
                 f"expected sigma_min < sigma <= sigma_max, got {solver.sigma_min:g}, {self.sigma:g}, "
                 f"{solver.sigma_max:g}."
             )
-        largest = solver.sigma_max if "ds" in self.methods else self.sigma  # more noise reaches further
-        self.sample_budget.check_reach(SMOOTHINGS[self.norm], largest)
+        for method in self.methods:  # more noise reaches further
+            largest = self.sigma if method == "fixed" else solver.furthest(self.sigma)
+            self.sample_budget.check_reach(SMOOTHINGS[self.norm], largest)

@@ -22,6 +22,7 @@ from ddviz.certify import certify
 from ddviz.config import METHODS, RunConfig
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError, explained_memory_errors
+from ddviz.jobs import Token
 from ddviz.memory import Answer, Case, replay
 from ddviz.models import BaseClassifier
 from ddviz.records import Record, is_correct, read_rows, write_records
@@ -129,16 +130,21 @@ def search(bench: Bench, indices: Sequence[int]) -> tuple[list[float], int]:
 
     Images are searched one share a core; none depends on those beside it, but for rounding.
     """
-    config, solver = bench.config, bench.config.make_solver()
+    config, solver, token = bench.config, bench.config.make_solver(), Token()
+    network = token.watch(bench.form(solver))
 
     def found_in(share: Sequence[int]) -> SigmaPath:
         x = torch.stack([bench.image(index) for index in share]).to(bench.sampler.device)
         settings = {"smoothing": config.norm, "seed": config.seed, "indices": share}
-        return solver(bench.form(solver), x, config.sigma, **settings)
+        return solver(network, x, config.sigma, **settings)
 
     with explained_memory_errors("search_batch", len(indices)):
         workers = min(bench.sampler.workers, len(indices))
-        paths = side_by_side(workers, *(partial(found_in, indices[worker::workers]) for worker in range(workers)))
+        try:
+            paths = side_by_side(workers, *(partial(found_in, indices[worker::workers]) for worker in range(workers)))
+        except BaseException:  # an interrupt, too: the other shares would go on without us
+            token.cancel()
+            raise
     found = [0.0] * len(indices)
     for worker, path in enumerate(paths):
         found[worker::workers] = path.chosen.tolist()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddviz.analysis import Gain, extremes, gains
 from ddviz.bench import Bench
@@ -62,7 +62,7 @@ class Landscape:
 class Study:
     """All that the explorer shows of one image. sigma, radius: (K + 1,), the path of Algorithm 1.
 
-    kept: whether a run would take the path's end, or stay at sigma_0 since a promise of section 3.4 would be broken.
+    kept: whether a run by Algorithm 1 takes the path's end, or stays at sigma_0 to keep the promises of section 3.4.
     choices: the scales that other solvers choose, by the solver's name; the grid search of appendix B makes about as
     many evaluations as the paper gives it, and without promises, as there.
     evaluations: noisy images that passed the network for all of this.
@@ -99,13 +99,11 @@ def study(bench: Bench, config: RunConfig, index: int, token: Token | None = Non
     with explained_memory_errors("batch", bench.sampler.batch):
         workers = bench.sampler.workers
 
-        def search(solver: Solver) -> SigmaPath:
-            network = token.watch(bench.form(solver))
+        def search(solver: Solver, network: nn.Module) -> SigmaPath:
             return solver(network, image[None], min(config.sigma, solver.sigma_max), **settings)
 
-        path, *others = side_by_side(
-            workers, *(partial(search, solver) for solver in (_ascent(config), *solvers.values()))
-        )
+        both = [(solver, token.watch(bench.form(solver))) for solver in (_ascent(config), *solvers.values())]
+        path, *others = side_by_side(workers, *(partial(search, *each) for each in both))
         choices = {name: found.chosen.item() for name, found in zip(solvers, others, strict=True)}
         sigma, radius = path.sigma[:, 0].cpu(), path.radius[:, 0].cpu()
         visited = torch.cat([sigma, torch.tensor([*choices.values(), config.sigma / 3, config.sigma * 3])]).log10()

@@ -248,7 +248,7 @@ class Explorer(ipw.VBox):
         broken = (
             ""
             if study.kept
-            else f" A run would stay at {study.scale_name}_0: a promise of section 3.4 would be broken."
+            else f" A run by Algorithm 1 would stay at {study.scale_name}_0: its end breaks a promise of section 3.4."
         )
         made = f"{study.evaluations:,} network evaluations for this picture, clamp {study.config.clamp:g}"
         self.status.say(f"{self.bench.base.name}: {made}.{broken}")

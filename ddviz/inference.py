@@ -6,6 +6,7 @@ whose fast form disagrees with it, runs under autocast instead, and a warning sa
 """
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ Maker = Callable[[Tensor, nn.Module, torch.dtype], Forward]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precisions by name."""
 
+_TRACING = threading.Lock()  # torch.fx patches nn.Module for the whole process: one at a time, no network beside it
 _AGREEMENT = 0.1  # largest difference of logits, relative to their largest, that lower precision may make
 _SHOWN = 200  # characters of a foreign message
 
@@ -84,7 +86,8 @@ def compile_gradient(network: nn.Module, example: Tensor, dtype: torch.dtype) ->
     reference = eval_copy(network, example.device)
     try:
         return fast_form(channels_last, reference, example, dtype)
-    except NoFastForm:
+    except NoFastForm as problem:
+        warnings.warn(f"gradients pass this network slower than others: {problem}.", stacklevel=2)
         return reference
 
 
@@ -101,7 +104,9 @@ def fast_form(make: Maker, reference: nn.Module, example: Tensor, dtype: torch.d
     probe = torch.stack([example, example.flip(-1)]).float()
     try:
         with torch.no_grad():
-            forward = make(*_folded(reference), dtype)
+            with _TRACING:
+                shift, rest = _folded(reference)
+            forward = make(shift, rest, dtype)
             error, largest = _difference(forward, reference, probe)
     except Exception as error:  # tracing runs foreign code, which may raise anything
         if isinstance(error, RuntimeError) and out_of_memory(error):

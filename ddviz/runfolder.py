@@ -120,7 +120,9 @@ class RunFolder(Folder):
         return sum(float(row["seconds"]) for row in rows if int(row["idx"]) in wanted)
 
     def begun(self) -> bool:
-        files = [path for path in (self.certificates, self.sigmas) if path.exists() and path.stat().st_size]
+        files = [
+            path for path in (self.certificates, self.sigmas, self.records) if path.exists() and path.stat().st_size
+        ]
         return any(read_rows(path) for path in files)
 
 

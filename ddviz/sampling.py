@@ -82,6 +82,8 @@ class Sampler:
         if device.type == "cpu":
             keep_freed_memory()
         example = example.to(device, torch.float32, copy=True)  # a network may work in place on what it is given
+        if backend not in BACKENDS:
+            raise InputError(f"expected backend to be one of {', '.join(BACKENDS)}, got {backend!r}.")
         forward = Fitting(BACKENDS[backend].prepare(network, example, dtype))
         if not num_classes:
             with torch.no_grad():
@@ -214,4 +216,10 @@ def side_by_side(workers: int, *calls: Callable[[], T]) -> list[T]:
     if workers < 2:
         return [call() for call in calls]
     with one_thread_each(workers) as pool:
-        return [future.result() for future in [pool.submit(call) for call in calls]]
+        futures = [pool.submit(call) for call in calls]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:  # those that have not begun
+                future.cancel()
+            raise

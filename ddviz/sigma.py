@@ -110,6 +110,10 @@ class Solver(ABC):
             chosen = torch.where(broken, start, path.chosen)
             return replace(path, chosen=chosen, evaluations=search.evaluations)
 
+    def furthest(self, sigma_0: float) -> float:
+        """The largest scale that a search from sigma_0 may choose."""
+        return self.sigma_max
+
     @property
     def planned(self) -> int:
         """The evaluations of each image that a search will make."""
@@ -235,6 +239,9 @@ class Halving(Solver):
     n: int = 10_000
     alpha: float = 0.001
 
+    def furthest(self, sigma_0: float) -> float:
+        return min(self.sigma_max, self.reach[1] * sigma_0)
+
     @property
     def _planned(self) -> int:
         met, kept = zip((0, self.scales), *self._rounds(), strict=True)
@@ -245,6 +252,8 @@ class Halving(Solver):
     def _path(self, search: "_Search", anchor: Tensor | None) -> SigmaPath:
         if self.samples < 2 or self.scales < 1:
             raise InputError(f"expected samples >= 2 and scales >= 1, got {self.samples} and {self.scales}.")
+        if not 0 < self.reach[0] <= 1 <= self.reach[1]:
+            raise InputError(f"expected a reach from below 1 (above 0) to above 1, got {self.reach}.")
         noise = search.noise(Stage.SEARCH, 0, self.samples)
         if anchor is None:
             anchor = search.logits(search.sigma_0[:, None], noise)[:, 0].softmax(2).mean(1).argmax(1)

@@ -319,7 +319,7 @@ def test_whole_certificates_fail_no_more_often_than_alpha(x, rule):
     ("budget", "message"),
     [
         ({"rule": "adaptive"}, "rule of a budget to be one of fixed, staged, decide, got 'adaptive'"),
-        ({"n": 0}, "expected n >= 1 noise samples, got 0"),
+        ({"n": 0}, "expected n to be a whole number >= 1 of noise samples, got 0"),
         ({"alpha": 0.0}, "expected alpha, .* got 0"),
         ({"gain": math.nan}, "expected gain >= 0, .* got nan"),
         ({"rule": "decide"}, "expected a target radius > 0 with the rule decide, got 0"),

@@ -11,7 +11,7 @@ from scipy.stats import binom, norm
 from torch import nn
 
 import ddviz
-from ddviz.budget import largest_p_lower, lower_confidence_bound
+from ddviz.budget import SampleBudget, largest_p_lower, lower_confidence_bound
 from ddviz.certify import certificate, certify, certify_many, predict
 from ddviz.errors import InputError
 from ddviz.noise import BLOCK, NoiseKey, Stage, fill_block
@@ -102,6 +102,27 @@ def test_whole_certificates_fail_no_more_often_than_alpha(x):
     assert 0 < wrong <= binom.ppf(0.999, seeds, alpha)
 
 
+@pytest.mark.parametrize("rule", ["fixed", "staged", "decide"])
+def test_no_noise_is_used_twice(x, rule, monkeypatch):
+    """The class is chosen with a stage of its own, and each look of a rule begins where the one before ended."""
+    seen, count_many = [], Sampler.count_many
+
+    def spy(self, requests, **settings):
+        seen.extend((r.key.stage, r.first, r.first + r.n) for r in requests)
+        return count_many(self, requests, **settings)
+
+    monkeypatch.setattr(Sampler, "count_many", spy)
+    radius = {"radius": 0.3} if rule == "decide" else {}
+    network = HalfSpace(torch.ones(6) / 6**0.5, -1.0)
+    certificate = certify(network, x, 0.25, n0=50, budget=SampleBudget(rule, n=3000, gain=0.0, **radius))
+    assert seen[0] == (Stage.CHOICE, 0, 50)
+    assert {stage for stage, *_ in seen[1:]} == {Stage.ESTIMATE}
+    assert [first for _, first, _ in seen[1:]] == [0, *(end for *_, end in seen[1:-1])]
+    assert certificate.n == seen[-1][2] and (len(seen) > 2) == (rule != "fixed")
+    if rule == "staged":  # to the end: the counts are those of a fixed n
+        assert certificate.count == certify(network, x, 0.25, n0=50, n=3000).count
+
+
 def test_counts_agree_with_one_sample_at_a_time_in_float64(smoothing):
     """An independent slow reference: the digits network in float64 on the same noise."""
     images = ddviz.datasets.load("digits", max_images=3)
@@ -150,8 +171,8 @@ def test_a_module_needs_no_wrapper_and_is_not_changed(x):
         ({"sigma": 0.0}, "expected sigma > 0, got 0"),
         ({"sigma": -1.0}, "expected sigma > 0, got -1"),
         ({"sigma": math.nan}, "expected sigma > 0, got nan"),
-        ({"n": 0}, "expected n >= 1 noise samples, got 0"),
-        ({"n0": 0}, "expected n0 >= 1"),
+        ({"n": 0}, "expected n to be a whole number >= 1 of noise samples, got 0"),
+        ({"n0": 0}, "expected n0 to be a whole number >= 1"),
         ({"alpha": 1.0}, "expected alpha"),
     ],
 )

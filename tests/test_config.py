@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,11 +105,11 @@ def test_a_reader_s_own_variables_are_not_judged_when_the_guard_runs_again():
 
 
 def test_settings_become_the_solver_they_describe():
-    promises = {"keep_class": True, "keep_radius": True}
+    promises: dict[str, Any] = {"keep_class": True, "keep_radius": True}
     assert RunConfig(samples=3, n=500, alpha=0.01).make_solver() == Halving(samples=24, n=500, alpha=0.01, **promises)
     for name, solver in (("ascent", Ascent), ("ascent-fast", FastAscent)):
-        own = {"iterations": 7, "lr": 0.5, "samples": 3}
-        assert RunConfig(solver=name, **own).make_solver() == solver(**own, clamp=RunConfig().clamp, **promises)
+        made = RunConfig(solver=name, iterations=7, lr=0.5, samples=3).make_solver()
+        assert made == solver(iterations=7, lr=0.5, samples=3, clamp=RunConfig().clamp, **promises)
     assert RunConfig(
         solver="grid", iterations=100, samples=1, clamp=0.02, keep_class=False, keep_radius=False
     ).make_solver() == Grid(evaluations=200)
@@ -118,7 +119,7 @@ def test_settings_become_the_solver_they_describe():
 def test_a_budget_decides_the_result_only_where_it_is_not_fixed():
     """Runs that were begun before there was a choice go on."""
     assert not {"budget", "target_radius"} & RunConfig().deciding("fixed").keys()
-    config = RunConfig(budget="decide", target_radius=0.5, n=500, alpha=0.01)
-    assert config.deciding("ds")["budget"] == "decide" and config.deciding("ds")["target_radius"] == 0.5
-    assert config.sample_budget == SampleBudget("decide", 500, 0.01, 0.5)
+    config = RunConfig(budget="decide", target_radius=0.25, n=500, alpha=0.01)
+    assert config.deciding("ds")["budget"] == "decide" and config.deciding("ds")["target_radius"] == 0.25
+    assert config.sample_budget == SampleBudget("decide", 500, 0.01, 0.25)
     assert RunConfig().sample_budget == SampleBudget(n=RunConfig().n)

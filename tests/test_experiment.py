@@ -1,6 +1,7 @@
 """Runs resume, refuse what does not belong to them, and end with the same records however often they were stopped."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from filelock import FileLock
 
 import ddviz
 from ddviz import experiment, runfolder
+from ddviz.bench import prepare
 from ddviz.config import RunConfig
 from ddviz.errors import InputError, ResourceError
-from ddviz.records import ABSTAIN, read_records
-from ddviz.sigma import Solver
+from ddviz.records import ABSTAIN, read_records, read_rows
+from ddviz.sampling import side_by_side
+from ddviz.sigma import SOLVERS, Solver
 
 SMALL = {"max_images": 7, "n": 200, "n0": 20, "iterations": 3, "samples": 2, "search_batch": 3, "dtype": "float32"}
 
@@ -188,6 +191,41 @@ def test_search_settings_do_not_bind_the_fixed_run(tmp_path):
     assert len(again.runs["fixed"].records) == 7
     with pytest.raises(InputError, match=r"^samples was"):
         ddviz.run(small(tmp_path, method="ds", samples=1))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_shares_of_a_search_make_the_scales_of_the_whole(tmp_path, solver):
+    """Whatever the number of cores; and the evaluations are noted."""
+    config = small(tmp_path, solver=solver, dtype="float32", max_images=7)
+    bench = prepare(config)
+    scales = [
+        experiment.search(replace(bench, sampler=replace(bench.sampler, workers=workers)), bench.images.indices)
+        for workers in (1, 2, 3)
+    ]
+    assert scales[1] == scales[0] == scales[2]
+    assert scales[0][1] == config.make_solver().planned
+    ddviz.run(config)
+    rows = read_rows(bench.folder("ds").sigmas)
+    assert {int(row["evaluations"]) for row in rows} == {config.make_solver().planned}
+
+
+def test_an_interrupt_stops_all_shares_of_a_search(tmp_path, monkeypatch):
+    config = small(tmp_path, solver="ascent", iterations=10_000, dtype="float32")
+    bench = prepare(config)
+    bench = replace(bench, sampler=replace(bench.sampler, workers=2))
+    image = type(bench).image
+
+    def interrupted(self, index):
+        if index == 1:
+            raise KeyboardInterrupt
+        return image(self, index)
+
+    monkeypatch.setattr(type(bench), "image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.search(bench, bench.images.indices)
+    began = time.monotonic()
+    side_by_side(2, lambda: None, lambda: None)  # the pool is free again
+    assert time.monotonic() - began < 30  # 10,000 steps take minutes
 
 
 def test_settings_bind_only_once_something_is_certified(tmp_path, monkeypatch):

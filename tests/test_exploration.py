@@ -112,6 +112,21 @@ def test_a_study_shows_the_path_that_the_solver_walks(bench, config, found):
     )
 
 
+def test_the_solvers_whose_choices_are_shown_have_names_and_looks(found):
+    assert found.choices.keys() == scenes.SOLVERS.keys()
+
+
+def test_forms_of_a_network_are_made_before_threads_run_it():
+    """torch.fx patches nn.Module while it traces; a network that runs beside it would fail, half of the times."""
+    images, network = torch.rand(2, 3, 32, 32), ddviz.models.pretrained("cifar10-resnet20-cohen-0.25-fs").network
+    labels = network.eval()(images).argmax(1).tolist()
+    own = ddviz.datasets.ImageSet("own", tuple("0123456789"), labels, range(2), images.__getitem__, "here")
+    config = ddviz.RunConfig(dataset="cifar10", sigma=0.25, iterations=1, samples=1, dtype="float32")
+    for _ in range(4):
+        bench = prepare(config, network, own)
+        study(dataclasses.replace(bench, sampler=dataclasses.replace(bench.sampler, workers=2)), config, 0)
+
+
 def test_the_landscape_reaches_everything_that_was_visited(found):
     low, high = found.landscape.sigma[0].item(), found.landscape.sigma[-1].item()
     for sigma in (*found.sigma.tolist(), *found.choices.values(), found.config.sigma):

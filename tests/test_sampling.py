@@ -106,6 +106,11 @@ def test_batches_are_filled_across_requests(x):
     assert spy.sizes == [64, 64, 64, 8]
 
 
+def test_an_unknown_back_end_is_named(digits):
+    with pytest.raises(InputError, match="expected backend to be one of torch, compile, openvino, got 'nope'"):
+        Sampler.prepare(*digits, backend="nope")
+
+
 def test_no_requests_have_no_counts():
     assert Sampler(Spy(), 2, CPU, "float32", 64).count_many([], smoothing=SMOOTHINGS["l2"]).shape == (0, 2)
 

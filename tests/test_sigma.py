@@ -251,6 +251,18 @@ def test_halving_goes_as_far_as_it_may_where_nothing_speaks_against_it():
     assert path.chosen.item() == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("reach", [(0.0, 2.0), (2.0, 3.0), (0.1, 0.9)])
+def test_a_reach_around_sigma_0_is_needed(reach):
+    with pytest.raises(InputError, match="expected a reach from below 1"):
+        Halving(reach=reach)(SoftHalfSpace(1.0, 0.0), torch.zeros(1, 1, 1, 1), 0.1)
+
+
+def test_no_scale_is_further_than_furthest():
+    far = SoftHalfSpace(50.0, -5.0), torch.full((1, 1, 1, 1), 1.0)
+    for solver in (Halving(), Halving(sigma_max=0.5), Ascent(lr=9.0), Grid()):
+        assert solver(*far, 0.25).sigma.max() == pytest.approx(solver.furthest(0.25))
+
+
 def test_halving_needs_two_samples():
     with pytest.raises(InputError, match="expected samples >= 2 and scales >= 1, got 1 and 16"):
         Halving(samples=1)(SoftHalfSpace(1.0, 0.0), torch.zeros(1, 1, 1, 1), 0.1)
@@ -268,7 +280,7 @@ def test_evaluations_are_those_that_the_network_saw(solver, keep):
             seen.append(len(x))
             return super().forward(x)
 
-    solver = replace(solver, keep_radius=keep)
+    solver = replace(solver, keep_radius=keep, keep_class=keep)
     path = solver(Spy(1.0, 0.0), torch.full((3, 1, 1, 1), 0.9), STARTS)
     assert 3 * path.evaluations == 3 * solver.planned == sum(seen)
 
