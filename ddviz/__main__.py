@@ -1,16 +1,17 @@
-"""Commands: `train`, with the parameters of notebooks/train.ipynb and under torchrun in many processes; `table`."""
+"""Commands: `train`, with the parameters of notebooks/train.ipynb, also under torchrun; `table`, `solvers`: of runs."""
 
 import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from ddviz import ablation
 from ddviz.errors import InputError
 from ddviz.recipe import Recipe
 from ddviz.records import write_atomically
@@ -27,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for field in fields(Recipe):
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": field.type}
         trainer.add_argument(f"--{field.name}", default=field.default, help=f"default {field.default!r}", **kind)  # type: ignore[arg-type]
-    table = commands.add_parser("table", help="print the table of the zoo's finished runs in a folder")
-    table.add_argument("folder", type=Path)
-    table.add_argument("--into", type=Path, help="a file to put it into, between <!-- table: FOLDER'S NAME --> and end")
-    table.set_defaults(run=_table)
+    for name, (made, said) in _TABLES.items():
+        table = commands.add_parser(name, help=f"print the table of {said} in a folder")
+        table.add_argument("folder", type=Path)
+        into = "a file to put it into, between <!-- table: FOLDER'S NAME --> and end"
+        table.add_argument("--into", type=Path, help=into)
+        table.set_defaults(run=_table, made=made)
     given = parser.parse_args(arguments)
     try:
         given.run(given)
@@ -56,8 +59,14 @@ def _train(given: argparse.Namespace) -> None:
         )
 
 
+_TABLES: dict[str, tuple[Callable[[Path], str], str]] = {
+    "table": (lambda folder: zoo_table(finished_runs(folder)), "the zoo's finished runs"),
+    "solvers": (lambda folder: ablation.table(ablation.read(folder)), "finished runs by solver"),
+}
+
+
 def _table(given: argparse.Namespace) -> None:
-    table = zoo_table(finished_runs(given.folder))
+    table = given.made(given.folder)
     if given.into is None:
         print(table)
     else:

@@ -90,6 +90,23 @@ def gains(before: Sequence[Record], after: Sequence[Record]) -> list[Gain]:
     return [Gain(first.idx, first.label, first.certified, second.certified) for first, second in pairs]
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Mean change of an image's certified radius between two runs, its standard error, and how many images it is of."""
+
+    mean: float
+    error: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.error:.3f}"
+
+
+def difference(paired: Sequence[Gain]) -> Difference:
+    """What is gained in all, from at least one image."""
+    return Difference(*mean_with_error([gain.gained for gain in paired]), len(paired))
+
+
 def extremes(paired: Sequence[Gain], count: int) -> list[Gain]:
     """The `count` largest losses, then the `count` largest gains; each image once, unchanged ones left out."""
     ordered = sorted(paired, key=lambda gain: gain.gained)

@@ -43,15 +43,19 @@ OTHERS = [
     Style("#56B4E9", "longdash", "cross"),
     Style("#E69F00", "longdashdot", "x"),
 ]
+SOLVERS = {"halving": OTHERS[1], "ascent": OTHERS[2], "grid": OTHERS[3]}
+"""The looks of solvers, where several are shown."""
 GREY = "#808080"  # readable on light and dark pages alike
 
 
 def style(name: str, position: int = 0) -> Style:
-    """The style of a run: its method's, or one of the others by its position."""
-    return next((STYLES[key] for key in STYLES if name.startswith(key)), OTHERS[position % len(OTHERS)])
+    """The style of a run: its method's or its solver's, or one of the others by its position."""
+    known = (look for key, look in (STYLES | SOLVERS).items() if name.startswith(key))
+    return next(known, OTHERS[position % len(OTHERS)])
 
 
-def _figure(title: str, x: str, y: str) -> go.Figure:
+def empty(title: str, x: str, y: str) -> go.Figure:
+    """A figure with a title and the titles of its axes, nothing on it yet."""
     figure = go.Figure()
     figure.update_layout(
         title={"text": title},
@@ -69,7 +73,7 @@ def certified_accuracy(
     runs: Mapping[str, Sequence[Record]], *, unit: str, title: str = "Certified accuracy"
 ) -> go.Figure:
     """Certified accuracy against radius, a line a run."""
-    figure = _figure(title, f"radius r ({unit})", "certified accuracy (%)")
+    figure = empty(title, f"radius r ({unit})", "certified accuracy (%)")
     radii = analysis.radius_grid(list(runs.values()))
     for position, (name, records) in enumerate(runs.items()):
         look = style(name, position)
@@ -85,7 +89,7 @@ def certified_accuracy(
 
 def sigma_distribution(records: Sequence[Record], sigma_0: float, *, scale_name: str) -> go.Figure:
     """Histogram of the noise scale chosen for each image, the start marked."""
-    figure = _figure(
+    figure = empty(
         f"Noise scale chosen for each image ({len(records)} images)", f"{scale_name}_x ([0,1]-pixel units)", "images"
     )
     figure.add_histogram(
@@ -109,7 +113,7 @@ def radius_gain(gains: Sequence[Gain], classes: Sequence[str], *, unit: str) -> 
     """Each image's certified radius, fixed against data-dependent; above the diagonal it gained."""
     won = sum(gain.gained > 0 for gain in gains)
     lost = sum(gain.gained < 0 for gain in gains)
-    figure = _figure(
+    figure = empty(
         f"Radius of each image: {won} gained, {lost} lost, {len(gains) - won - lost} unchanged",
         f"radius with fixed sigma ({unit})",
         f"radius with sigma_x ({unit})",

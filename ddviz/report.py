@@ -18,6 +18,10 @@ from ddviz.records import Record, read_records
 PAPER_TABLES = Path(__file__).parent / "data" / "paper_tables.tsv"
 """Certified accuracy and ACR of tables 1 to 4 of arXiv 2012.04351."""
 
+SHARED = ("norm", "n0", "alpha", "budget", "target_radius", "seed", "skip", "device", "dtype")
+SEARCH = ("solver", "iterations", "lr", "samples", "clamp")
+"""Settings that are told with a table: of all runs, and of those that search."""
+
 _METHODS = {"cohen": "Cohen", "smoothadv": "SmoothAdv", "macer": "MACER", "yang": "Yang"}
 _NAME = re.compile(rf"(\w+)-\w+-({'|'.join(_METHODS)})-[\d.]+-(fs|ds2)")  # of a network of the zoo
 _KINDS = {("fs", "fixed"): "", ("fs", "ds"): "-DS", ("ds2", "fixed"): "-DS2, fixed", ("ds2", "ds"): "-DS2"}
@@ -84,11 +88,12 @@ def zoo_table(runs: Sequence[Finished]) -> str:
     for run in runs:
         row = _cells(100 * analysis.certified_accuracy(run.records, radii), radii)
         row["ACR"] = f"{analysis.average_certified_radius(run.records):.3f}"
-        base = fixed.get((run.model, run.sigma))
-        row["gain"] = _gain(base, run.records) if base and run.certification == "ds" else ""
+        base = fixed.get((run.model, run.sigma)) if run.certification == "ds" else None
+        row["gain"] = str(analysis.difference(analysis.gains(base, run.records))) if base else ""
         row |= {"images": str(len(run.records)), "N": f"{run.config['n']:,}"}
         rows[f"{run.name}, sigma {run.sigma:g}"] = row
-    parts = [_circumstances(runs), analysis.markdown(rows)]
+    told = circumstances([run.config for run in runs], SHARED + SEARCH)
+    parts = [f"Certified accuracy in percent at each radius. Settings: {told}.", analysis.markdown(rows)]
     if len({run.sigma for run in runs}) > 1:
         parts += ["The best over sigma, at each radius and in ACR:", analysis.markdown(_envelopes(runs, radii))]
     if paper:
@@ -116,11 +121,6 @@ def _cells(values: np.ndarray, radii: Sequence[float]) -> dict[str, str]:
     return {name: f"{value:.1f}" for name, value in zip(_header(radii), values, strict=True)}
 
 
-def _gain(before: Sequence[Record], after: Sequence[Record]) -> str:
-    mean, error = analysis.mean_with_error([gain.gained for gain in analysis.gains(before, after)])
-    return f"{mean:+.3f} ± {error:.3f}"
-
-
 def _envelopes(runs: Sequence[Finished], radii: Sequence[float]) -> dict[str, dict[str, str]]:
     rows = {}
     for name in dict.fromkeys(run.name for run in runs):
@@ -131,30 +131,14 @@ def _envelopes(runs: Sequence[Finished], radii: Sequence[float]) -> dict[str, di
     return rows
 
 
-def _circumstances(runs: Sequence[Finished]) -> str:
-    """What all runs share, and what differs."""
-    shared = (
-        "norm",
-        "n0",
-        "alpha",
-        "budget",
-        "target_radius",
-        "seed",
-        "skip",
-        "device",
-        "dtype",
-        "solver",
-        "iterations",
-        "lr",
-        "samples",
-        "clamp",
-    )
+def circumstances(configs: Sequence[Mapping[str, object]], names: Sequence[str]) -> str:
+    """Some settings of runs, with all values that they take."""
     told = []
-    for name in shared:
-        values = sorted({str(run.config[name]) for run in runs if name in run.config})
+    for name in names:
+        values = sorted({str(config[name]) for config in configs if name in config})
         if values:
             told.append(f"{name} {' or '.join(values)}")
-    return f"Certified accuracy in percent at each radius. Settings: {', '.join(told)}."
+    return ", ".join(told)
 
 
 def with_table(text: str, name: str, table: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ddviz import plots
 from ddviz.exploration import Study
 from ddviz.plots import GREY, OTHERS, STYLES
 
@@ -19,7 +20,7 @@ Trace = dict[str, Any]
 
 FIXED, FOUND = STYLES["fixed"], STYLES["data-dependent"]
 CURVE = OTHERS[0].color
-SOLVERS = {"halving": ("halving", OTHERS[1]), "grid": ("grid search", OTHERS[3])}
+SOLVERS = {"halving": ("halving", plots.SOLVERS["halving"]), "grid": ("grid search", plots.SOLVERS["grid"])}
 """Names and looks of the solvers whose choices are shown beside the path of Algorithm 1."""
 _EDGE = {"color": "#FFFFFF", "width": 1}
 _CLASSES = 5
