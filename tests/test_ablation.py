@@ -183,7 +183,7 @@ def test_without_a_number_each_has_its_settings_and_the_grid_the_steps_evaluatio
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"evaluations": 100}, "expected evaluations >= 172, got 100: halving with samples=1 already makes that many"),
+        ({"evaluations": 100}, "expected evaluations >= 176, got 100: halving with samples=1 already makes that many"),
         ({"evaluations": 180, "samples": 60}, "expected evaluations >= 248, got 180: ascent-fast with iterations=1"),
         ({"evaluations": -1}, "expected evaluations >= 0, got -1"),
         ({"results": "nowhere"}, "expected results to be a folder of finished runs, got 'nowhere'"),
