@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ddviz
-from ddviz import analysis
+from ddviz import ablation, analysis
 from ddviz.ablation import Study
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,14 @@ def test_the_other_methods_gains_are_those_of_the_record_files():
         runs = runs_of(f"cifar10/cifar10-resnet20-{method.lower()}-0.25-fs-l2-0.25")
         before, after = (analysis.average_certified_radius(records) for records in runs.values())
         assert numbers == [f"{before:.3f}", f"{after:.3f}", f"{100 * (after / before - 1):+.0f}"]
+
+
+def test_the_solvers_gains_are_those_of_the_record_files():
+    solved = ablation.read(ROOT / "notebooks" / "results" / "solvers")
+    of_one = {one.name: one for one in solved if one.network == "cifar10-resnet20-cohen-0.25-fs-l2-0.25"}
+    for solver, before in (("halving", ": "), ("ascent", "against\n")):
+        assert f"{before}{of_one[solver].gain}" in README
+    assert of_one["halving"].evaluations < 0.6 * of_one["ascent"].evaluations
 
 
 def test_the_example_runs():
