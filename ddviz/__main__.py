@@ -61,7 +61,7 @@ def _train(given: argparse.Namespace) -> None:
 
 _TABLES: dict[str, tuple[Callable[[Path], str], str]] = {
     "table": (lambda folder: zoo_table(finished_runs(folder)), "the zoo's finished runs"),
-    "solvers": (lambda folder: ablation.table(ablation.read(folder)), "finished runs by solver"),
+    "solvers": (lambda folder: ablation.both_tables(ablation.read(folder)), "finished runs by solver"),
 }
 
 

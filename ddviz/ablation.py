@@ -231,25 +231,23 @@ def of_one_network(solved: Sequence[Solved], study: Study) -> dict[str, Solved]:
     return {one.name: one for one in solved if one.network == network}
 
 
-def reach_table(shown: Mapping[str, Solved]) -> str:
-    """Markdown: images of one network for which a solver went beyond halving's largest sigma_x, and the lead elsewhere.
+def reach_table(solved: Sequence[Solved]) -> str:
+    """Markdown: images that a solver gave more than twice the noise of fixed sigma, and its gain without them.
 
     A constant answer shows as one class for nearly all of them.
     """
-    rival = next((one for one in shown.values() if one.solver == RIVAL), None)
-    rows = {}
-    for name, one in shown.items():
-        if rival is None or one.solver in (BASE, RIVAL):
+    bases, rows = {one.network: one.run for one in solved if one.name == BASE}, {}
+    for one in solved:
+        if one.name == BASE or (base := bases.get(one.network)) is None:
             continue
-        limit = max(record.sigma for record in rival.records)
-        beyond = [record for record in one.records if record.sigma > limit]
-        near = [gain for gain in comparison.paired(one.run, rival.run) if gain.idx not in {r.idx for r in beyond}]
-        answers = Counter(record.predict for record in beyond).most_common(1)
-        rows[name] = {
-            f"images with sigma_x > {limit:.3g}": str(len(beyond)),
+        far = {r.idx: r.predict for r in one.records if r.sigma > 2 * float(str(base.config["sigma"]))}
+        answers = Counter(far.values()).most_common(1)
+        near = [gain for gain in comparison.paired(base, one.run) if gain.idx not in far]
+        rows[f"{one.network}: {one.name}"] = {
+            "images with sigma_x > 2 sigma_0": str(len(far)),
             "most frequent answer there": "".join(f"class {label}, {count} times" for label, count in answers),
-            f"{RIVAL} is better by": _told(one.lead, one),
-            "on the other images": str(analysis.difference(near)) if near else "",
+            "gain over fixed": _told(one.gain, one),
+            "gain on the other images": str(analysis.difference(near)) if near else "",
         }
     return analysis.markdown(rows)
 
@@ -276,6 +274,11 @@ def table(solved: Sequence[Solved]) -> str:
     every = circumstances([one.run.config for one in solved], SHARED)
     told = "; ".join([every, *(f"{name}: {said}" for name, said in own.items())])
     return f"Settings: {told}.\n\n{analysis.markdown(rows)}"
+
+
+def both_tables(solved: Sequence[Solved]) -> str:
+    """Markdown: both tables, one below the other."""
+    return f"{table(solved)}\n\nWhat comes from far above sigma_0:\n\n{reach_table(solved)}"
 
 
 def _told(difference: Difference | None, one: Solved) -> str:

@@ -142,16 +142,21 @@ def test_runs_are_chosen_by_budget_and_network(root):
     ]
 
 
-def test_images_beyond_halving_s_reach_are_told_apart(root):
+def test_images_far_above_sigma_0_are_told_apart(root):
     far = [replace(record, sigma=0.9 if record.idx < 14 else 0.2) for record in records(0.9, 1.4, 0.1)]
     write_records(root / "grid" / f"{NETWORK}-ds" / "records.tsv", far)
     shown = ablation.of_one_network(ablation.at_budget(ablation.read(root), 0), Study(sigma=0.25))
-    head, _, ascent, grid = (
-        [cell.strip(" *") for cell in row.split("|")] for row in ablation.reach_table(shown).split("\n")
+    head, _, halving, ascent, grid = (
+        [cell.strip(" *") for cell in row.split("|")] for row in ablation.reach_table(list(shown.values())).split("\n")
     )
-    assert head[2] == "images with sigma_x > 0.25"
-    assert ascent[1:-1] == ["ascent", "0", "", "+0.100 ± 0.000", "+0.100 ± 0.000"]
-    assert grid[1:-1] == ["grid", "2", "class 1, 2 times", "-0.400 ± 0.321", "+0.100 ± nan"]  # -.3 -1 +.1
+    assert head[2:] == [
+        *("images with sigma_x > 2 sigma_0", "most frequent answer there", "gain over fixed"),
+        *("gain on the other images", ""),
+    ]
+    assert halving[2:4] == ["0", ""] and halving[4] == halving[5] == str(shown["halving"].gain)
+    assert ascent[2:4] == ["0", ""]
+    assert grid[1:4] == [f"{NETWORK}: grid", "2", "class 1, 2 times"]
+    assert grid[4] == str(shown["grid"].gain) and grid[5].endswith("± nan")  # one image
 
 
 @pytest.mark.parametrize("evaluations", [200, 531, 532, 1000])
@@ -238,7 +243,7 @@ def test_the_command_puts_the_table_into_a_document(root, tmp_path, capsys):
     document = tmp_path / "README.md"
     document.write_text("<!-- table: solvers -->\nold\n<!-- end -->\n")
     assert command_line.main(["solvers", str(root), "--into", str(document)]) == 0
-    table = ablation.table(ablation.read(root))
+    table = ablation.both_tables(ablation.read(root))
     assert document.read_text() == f"<!-- table: solvers -->\n{table}\n<!-- end -->\n"
     assert command_line.main(["solvers", str(root)]) == 0 and capsys.readouterr().out.strip() == table
     assert command_line.main(["solvers", str(tmp_path / "nowhere")]) == 2
@@ -247,4 +252,4 @@ def test_the_command_puts_the_table_into_a_document(root, tmp_path, capsys):
 
 def test_the_published_table_is_that_of_the_record_files():
     document = (RESULTS / "README.md").read_text()
-    assert document == with_table(document, "solvers", ablation.table(ablation.read(RESULTS / "solvers")))
+    assert document == with_table(document, "solvers", ablation.both_tables(ablation.read(RESULTS / "solvers")))

@@ -49,6 +49,9 @@ def test_the_solvers_gains_are_those_of_the_record_files():
     of_one = {one.name: one for one in solved if one.network == "cifar10-resnet20-cohen-0.25-fs-l2-0.25"}
     for solver, before in (("halving", ": "), ("ascent", "against\n")):
         assert f"{before}{of_one[solver].gain}" in README
+    reach = ablation.reach_table([of_one["fixed"], of_one["halving"], of_one["ascent"]])
+    without = re.findall(r"(\+\S+ ± \S+) \|$", reach, re.MULTILINE)
+    assert len(without) == 2 and f"the gains are {' and '.join(without)}." in README
     assert of_one["halving"].evaluations < 0.6 * of_one["ascent"].evaluations
 
 
