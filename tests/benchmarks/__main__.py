@@ -1,10 +1,9 @@
-"""Every benchmark, one after the other, as one page of tables.
+"""Every benchmark, or those that are named, one after the other, as one page of tables.
 
-python -m tests.benchmarks > tests/benchmarks/README.md
+python -m tests.benchmarks [certify_speed search_speed budget_samples memory_speed train_speed]
 """
 
 import datetime
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +20,15 @@ COMMANDS = (
 
 
 def main() -> None:
-    print(f"# Benchmarks\n\n`python -m tests.benchmarks`, {datetime.date.today()}, {platform.processor()}.")
+    wanted = sys.argv[1:]
+    print(f"# Benchmarks\n\n`{' '.join(['python -m tests.benchmarks', *wanted])}`, {datetime.date.today()}")
     for title, command in COMMANDS:
         script, *arguments = command.split()
+        if wanted and script.removesuffix(".py") not in wanted:
+            continue
         print(f"\n## {title}\n\n`python tests/benchmarks/{command}`\n", flush=True)
         done = subprocess.run([sys.executable, HERE / script, *arguments], stdout=subprocess.PIPE, text=True)
-        print(done.stdout if done.returncode == 0 else f"{done.stdout}\nIt failed: see the messages on the terminal.")
+        print(done.stdout.strip() if done.returncode == 0 else "It failed: see the messages on the terminal.")
 
 
 if __name__ == "__main__":
