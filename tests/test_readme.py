@@ -55,6 +55,14 @@ def test_the_solvers_gains_are_those_of_the_record_files():
     assert of_one["halving"].evaluations < 0.6 * of_one["ascent"].evaluations
 
 
+def test_speeds_are_those_of_the_benchmarks():
+    tables = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:published|ddviz).* \| ([\d,]+) \| ([\d.]+x) \|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    for samples, ratio in rows:
+        assert re.search(rf"\| {samples} \| [\d.]+x \| {ratio} \|", tables), samples
+
+
 def test_the_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     namespace: dict[str, object] = {}
