@@ -98,15 +98,13 @@ class Solver(ABC):
             kept = self.keep_class or self.keep_radius
             check = search.noise(Stage.CHECK, 0, self.check_samples) if kept else None
             before = self._votes(search, start, check) if check is not None else None
-            path = self._path(search, before.predicted if before is not None and self.keep_class else None)
+            path = self._path(search, before[0] if before is not None and self.keep_class else None)
             if not (torch.isfinite(path.sigma).all() and torch.isfinite(path.radius).all()):
                 raise InputError("the network returned NaN for noisy images: its weights seem damaged. Load others.")
             if check is None or before is None:
                 return replace(path, evaluations=search.evaluations)
-            after = self._votes(search, path.chosen, check)
-            broken = (self.keep_class & (after.predicted != before.predicted)) | (
-                self.keep_radius & (after.radius < before.radius)
-            )
+            (first, radius_0), (last, radius_x) = before, self._votes(search, path.chosen, check)
+            broken = (self.keep_class & (last != first)) | (self.keep_radius & (radius_x < radius_0))
             chosen = torch.where(broken, start, path.chosen)
             return replace(path, chosen=chosen, evaluations=search.evaluations)
 
@@ -139,11 +137,11 @@ class Solver(ABC):
         return search.smoothing.radius(sigma, mean.gather(2, top)[..., 0], p_b, self.clamp)
 
     @torch.no_grad()
-    def _votes(self, search: "_Search", sigma: Tensor, noise: Tensor) -> "_Votes":
-        """What a certificate at one scale an image (B,) would find."""
+    def _votes(self, search: "_Search", sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The majority class (B,), as certification chooses it, and the estimated radius (B,) at one scale an image."""
         logits = search.logits(sigma[:, None], noise)
         votes = one_hot(logits[:, 0].argmax(2), logits.shape[3]).sum(1)
-        return _Votes(votes.argmax(1), self._radius(search, sigma[:, None], logits, None)[:, 0])
+        return votes.argmax(1), self._radius(search, sigma[:, None], logits, None)[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,12 +292,6 @@ class Halving(Solver):
 
 SOLVERS: dict[str, type[Solver]] = {"ascent": Ascent, "ascent-fast": FastAscent, "grid": Grid, "halving": Halving}
 """Solvers by name."""
-
-
-@dataclass(frozen=True)
-class _Votes:
-    predicted: Tensor  # (B,) majority class, as certification chooses it
-    radius: Tensor  # (B,) from mean probabilities, which say more than few votes
 
 
 @dataclass

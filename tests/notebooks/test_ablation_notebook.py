@@ -42,7 +42,7 @@ def test_all_solvers_are_in_the_tables_and_figures(executed):
     assert [trace["name"].split()[0] for trace in curves["data"]] == ["fixed", "halving", "ascent", "grid"]
     assert [len(trace["x"]) for trace in scales["data"]][:2] == [6, 6]
     table, reach, costs = outputs(notebook, "text/markdown")
-    assert "| **ascent** | " in reach and "| **grid** | " in reach
+    assert "-l2-0.12: ascent** | " in reach and "-l2-0.12: grid** | " in reach
     for name in ("fixed", "halving", "ascent", "grid"):
         assert f"-l2-0.12: {name}** |" in table and f"| **{name}** | 6 |" in costs
 
@@ -61,5 +61,5 @@ def test_another_number_of_evaluations_adds_a_point_to_each_line(executed):
 def test_a_mistake_ends_with_one_message(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="InputError") as caught:
         run(tmp_path, evaluations=100)
-    assert "expected evaluations >= 172, got 100: halving with samples=1 already makes" in str(caught.value)
+    assert "expected evaluations >= 176, got 100: halving with samples=1 already makes" in str(caught.value)
     assert "ddviz/" not in str(caught.value) and not (tmp_path / "runs").exists()
