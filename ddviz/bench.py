@@ -1,6 +1,5 @@
 """Everything that a config names, loaded and tested: images, network, and the engine ready to count."""
 
-import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -12,7 +11,7 @@ from ddviz.backends import BACKENDS
 from ddviz.config import RunConfig
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError, explained_memory_errors
-from ddviz.inference import DTYPES, Forward, compile_gradient, default_dtype
+from ddviz.inference import DTYPES, Forward, compile_gradient, default_dtype, eval_copy
 from ddviz.models import BaseClassifier
 from ddviz.noise import NoiseKey, Stage, fill_block
 from ddviz.runfolder import RunFolder, short_hash
@@ -111,7 +110,7 @@ def prepare(config: RunConfig, network: nn.Module | None = None, images: ImageSe
     else:
         base = BaseClassifier(network, type(network).__name__, arch="own", normalize="as given")
     device = torch_device(config.device)
-    on_device = copy.deepcopy(base.network).to(device).eval().requires_grad_(False)
+    on_device = eval_copy(base.network, device)
     probes = range(0, len(images.labels), max(1, len(images.labels) // _SELF_TEST_IMAGES))[:_SELF_TEST_IMAGES]
     pixels = images.images([images.indices[0], *probes])
     labels = torch.tensor([int(images.labels[index]) for index in (images.indices[0], *probes)])

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from ddviz.budget import SampleBudget, check_samples, lower_confidence_bound
+from ddviz.budget import SampleBudget, check_samples
 from ddviz.datasets import checked_image
 from ddviz.errors import InputError
 from ddviz.noise import NoiseKey, Stage
@@ -40,15 +40,13 @@ class Certificate:
     norm: str
 
 
-def certificate(chosen: int, count: int, n: int, *, sigma: float, alpha: float, smoothing: Smoothing) -> Certificate:
-    """The certificate that `count` of `n` fresh samples on the class `chosen` give."""
-    return _proven(chosen, lower_confidence_bound(count, n, alpha), count, n, sigma, smoothing)
-
-
-def _proven(
-    chosen: int, p_lower: float, count: int, n: int, sigma: float, smoothing: Smoothing, most: float = 0.0
+def certificate(
+    chosen: int, p_lower: float, count: int, n: int, *, sigma: float, smoothing: Smoothing, most: float = 0.0
 ) -> Certificate:
-    """The certificate of a bound; most: a radius that is not exceeded, 0 for none."""
+    """The certificate that a lower bound on the probability of the class `chosen` gives, from `count` of `n` samples.
+
+    most: a radius that is not exceeded, 0 for none.
+    """
     radius = smoothing.certified_radius(sigma, p_lower)
     radius = min(radius, most) if most else radius
     return Certificate(chosen if p_lower > 0.5 else ABSTAIN, radius, p_lower, count, n, sigma, smoothing.norm)
@@ -121,7 +119,7 @@ def certify_many(
         for i, counts in zip(wanted, network.count_many(fresh, smoothing=smoothing), strict=True):
             count[i], drawn[i] = count[i] + int(counts[chosen[i]]), wanted[i]
     return [
-        _proven(top, rule.p_lower(c, m), c, m, request.sigma, smoothing, budget.radius)
+        certificate(top, rule.p_lower(c, m), c, m, sigma=request.sigma, smoothing=smoothing, most=budget.radius)
         for top, rule, c, m, request in zip(chosen, rules, count, drawn, requests, strict=True)
     ]
 

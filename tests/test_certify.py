@@ -37,7 +37,9 @@ def test_the_largest_bound_is_that_of_unanimous_samples():
 
 def least_radius(smoothing: Smoothing, sigma: float, p: float, n: int) -> float:
     """The radius that an unlucky count (one draw in 10,000) of a class of probability p still certifies."""
-    return certificate(0, int(binom.ppf(1e-4, n, p)), n, sigma=sigma, alpha=0.001, smoothing=smoothing).radius
+    count = int(binom.ppf(1e-4, n, p))
+    p_lower = lower_confidence_bound(count, n, 0.001)
+    return certificate(0, p_lower, count, n, sigma=sigma, smoothing=smoothing).radius
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.12, 0.25, 0.5, 1.0, 2.0])
@@ -87,7 +89,8 @@ def test_certificates_fail_no_more_often_than_alpha():
     for p in (0.55, 0.8, 0.97, 0.999):
         true = 0.25 * norm.ppf(p)
         radii = [
-            certificate(0, int(k), n, sigma=0.25, alpha=alpha, smoothing=L2).radius for k in rng.binomial(n, p, draws)
+            certificate(0, lower_confidence_bound(int(k), n, alpha), int(k), n, sigma=0.25, smoothing=L2).radius
+            for k in rng.binomial(n, p, draws)
         ]
         assert sum(r > true for r in radii) <= binom.ppf(0.999, draws, alpha)
 

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ddviz
 from ddviz.backends import BACKENDS
+from ddviz.budget import lower_confidence_bound
 from ddviz.certify import certificate, certify
 from ddviz.inference import DTYPES, default_dtype
 from ddviz.networks import ARCHITECTURES, MEAN_STD, Normalize
@@ -158,7 +159,7 @@ def published_certify(network: nn.Module, x: Tensor, sigma: float, n0: int, n: i
     """One certificate by the published procedure."""
     chosen = int(published_counts(network, x, sigma, n0, batch, classes).argmax())
     count = int(published_counts(network, x, sigma, n, batch, classes)[chosen])
-    return certificate(chosen, count, n, sigma=sigma, alpha=0.001, smoothing=L2)
+    return certificate(chosen, lower_confidence_bound(count, n, 0.001), count, n, sigma=sigma, smoothing=L2)
 
 
 def ways_to_compare(arch: str, device: str, n: int) -> tuple[list[Way], list[str]]:

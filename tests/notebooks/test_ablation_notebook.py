@@ -8,15 +8,14 @@ import papermill
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_certify_notebook import PLOTLY, outputs
+import headless
+from headless import PLOTLY, outputs
 
-ABLATION = Path(__file__).parents[2] / "notebooks" / "ablation_solvers.ipynb"
 TINY = {"max_images": 6, "n": 200, "samples": 2, "iterations": 3, "dtype": "float32"}
 
 
 def run(folder: Path, **parameters: object) -> nbformat.NotebookNode:
-    parameters = {**TINY, "run_root": str(folder / "runs"), **parameters}
-    return papermill.execute_notebook(str(ABLATION), str(folder / "out.ipynb"), parameters, progress_bar=False)
+    return headless.run("ablation_solvers.ipynb", folder, **(TINY | parameters))
 
 
 def titles(notebook: nbformat.NotebookNode) -> list[str]:

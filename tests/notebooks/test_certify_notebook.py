@@ -9,27 +9,20 @@ import time
 from pathlib import Path
 
 import nbformat
-import papermill
 import psutil
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import headless
+from headless import PLOTLY, outputs
+
 CERTIFY = Path(__file__).parents[2] / "notebooks" / "certify.ipynb"
 TINY = {"max_images": 12, "n": 500, "iterations": 4, "search_batch": 5, "dtype": "float32"}
-PLOTLY = "application/vnd.plotly.v1+json"
-
-
-def outputs(notebook: nbformat.NotebookNode, kind: str) -> list:
-    """All outputs of one MIME type."""
-    found = (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
-    return [data[kind] for data in found if kind in data]
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
-    folder = tmp_path_factory.mktemp("certify")
-    return papermill.execute_notebook(
-        str(CERTIFY), str(folder / "out.ipynb"), {**TINY, "run_root": str(folder / "runs")}, progress_bar=False
-    )
+    return headless.run("certify.ipynb", tmp_path_factory.mktemp("certify"), **TINY)
 
 
 def test_all_figures_and_tables_are_stored(executed):
@@ -53,12 +46,7 @@ def test_progress_is_readable_in_the_log(executed):
 
 
 def test_a_single_method_has_no_comparison_to_show(tmp_path):
-    notebook = papermill.execute_notebook(
-        str(CERTIFY),
-        str(tmp_path / "out.ipynb"),
-        {**TINY, "run_root": str(tmp_path), "method": "fixed"},
-        progress_bar=False,
-    )
+    notebook = headless.run("certify.ipynb", tmp_path, **TINY, run_root=str(tmp_path), method="fixed")
     assert len(outputs(notebook, PLOTLY)) == 1
 
 

@@ -9,17 +9,16 @@ import papermill
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_certify_notebook import PLOTLY, outputs
+import headless
+from headless import PLOTLY, outputs
 
 from ddviz import models
 
-TRAIN = Path(__file__).parents[2] / "notebooks" / "train.ipynb"
 TINY = {"epochs": 12, "warmup": 4, "dtype": "float32"}
 
 
 def run(folder: Path, **parameters: object) -> nbformat.NotebookNode:
-    parameters = {**TINY, "run_root": str(folder / "runs"), **parameters}
-    return papermill.execute_notebook(str(TRAIN), str(folder / "out.ipynb"), parameters, progress_bar=False)
+    return headless.run("train.ipynb", folder, **(TINY | parameters))
 
 
 @pytest.fixture(scope="module")
