@@ -15,7 +15,7 @@ from ddviz import ablation
 from ddviz.errors import InputError
 from ddviz.recipe import Recipe
 from ddviz.records import write_atomically
-from ddviz.report import finished_runs, with_table, zoo_table
+from ddviz.report import search, with_table, zoo_table
 from ddviz.training import train
 
 
@@ -59,8 +59,15 @@ def _train(given: argparse.Namespace) -> None:
         )
 
 
+def _zoo_table(folder: Path) -> str:
+    found = search(folder)
+    for told in found.left_out:
+        print(f"left out: {told}", file=sys.stderr)
+    return zoo_table(found.runs)
+
+
 _TABLES: dict[str, tuple[Callable[[Path], str], str]] = {
-    "table": (lambda folder: zoo_table(finished_runs(folder)), "the zoo's finished runs"),
+    "table": (_zoo_table, "finished runs"),
     "solvers": (lambda folder: ablation.both_tables(ablation.read(folder)), "finished runs by solver"),
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddviz.records import ABSTAIN, Record, column
+from ddviz.tables import markdown
 
 Array = NDArray[np.float64]
 
@@ -49,6 +50,20 @@ def mean_with_error(values: ArrayLike) -> tuple[float, float]:
 def envelope(runs: Sequence[Sequence[Record]], radii: ArrayLike) -> Array:
     """The best certified accuracy of several runs at each radius, usually over sigma."""
     return np.max([certified_accuracy(records, radii) for records in runs], axis=0)
+
+
+def envelope_band(
+    runs: Sequence[Sequence[Record]], radii: Sequence[float] | Array, *, confidence: float = 0.95
+) -> tuple[Array, Array, Array]:
+    """The envelope at each radius, with Wilson's interval of the run that is best there.
+
+    That the best of several is chosen on the same images is not in the interval.
+    """
+    shares = np.array([certified_accuracy(records, radii) for records in runs])
+    bands = np.array([accuracy_band(records, radii, confidence=confidence) for records in runs])
+    best = shares.argmax(0), np.arange(shares.shape[1])
+    low, high = bands.transpose(1, 0, 2)
+    return shares[best], low[best], high[best]
 
 
 def radius_grid(runs: Sequence[Sequence[Record]], points: int = 400) -> Array:
@@ -126,11 +141,3 @@ def summary_table(runs: Mapping[str, Sequence[Record]], radii: Sequence[float], 
         rows[name]["images"] = str(len(records))
     caption = f"Certified accuracy in percent at each radius ({unit}), and the average certified radius:"
     return f"{caption}\n\n{markdown(rows)}"
-
-
-def markdown(rows: Mapping[str, Mapping[str, str]]) -> str:
-    """Markdown table of named rows, which all have the first row's columns."""
-    head = list(next(iter(rows.values()), {}))
-    lines = [["", *head], ["---", *["---:"] * len(head)]]
-    lines += [[f"**{name}**", *(cells[column] for column in head)] for name, cells in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

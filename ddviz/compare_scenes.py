@@ -137,20 +137,28 @@ def probabilities(runs: Sequence[FoundRun], look: Looks) -> Figure:
         x = np.maximum(1 - p, 1e-12)  # a logarithm has no 0
         ends += [np.log10(x[0]), np.log10(x[-1])]
         traces.append(_line(x, 100 * share, run.name, line, customdata=p.tolist(), hovertemplate=hover))
-    marks = [digit * 10.0**power for power in range(-6, 0) for digit in (1, 2, 5)] + [1.0]
     layout = styled("Lower bound on p_A, the probability of the predicted class", view="p_A") | {
         "height": 400 + _LINE * len(runs),
-        "xaxis": axis(
-            "p (no unit; log scale of 1 - p)",
-            type="log",
-            range=[max(ends) + 0.05, min(ends) - 0.05],
-            tickvals=marks,
-            ticktext=[f"{1 - mark:.7g}" for mark in marks],
-        ),
+        "xaxis": p_axis(max(ends), min(ends)),
         "yaxis": axis("images with p_A at least p (%)", rangemode="tozero"),
         "showlegend": True,
     }
     return {"data": traces, "layout": layout}
+
+
+def p_axis(first: float, last: float, digits: Sequence[int] = (1, 2, 5)) -> Figure:
+    """The axis of a probability p, near 1 drawn large: the logarithm of 1 - p, from `first` down to `last`.
+
+    digits: first ones of the 1 - p that are marked.
+    """
+    marks = sorted({digit * 10.0**power for power in range(-6, 0) for digit in digits} | {0.5, 1.0})
+    return axis(
+        "p (no unit; log scale of 1 - p)",
+        type="log",
+        range=[first + 0.05, last - 0.05],
+        tickvals=marks,
+        ticktext=[f"{1 - mark:.7g}" for mark in marks],
+    )
 
 
 def scales(run: FoundRun, look: Looks, classes: Sequence[str]) -> Figure:

@@ -201,7 +201,7 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             todo = "no space is left. What was done so far is kept: free some space and run the same command again"
         elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            todo = "it may not be written. Choose another run_root"
+            todo = "it may not be written. Choose another folder"
         else:
             todo = f"{error.strerror}"
         raise ResourceError(f"cannot write {path}: {todo}.") from error

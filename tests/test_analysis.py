@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from ddviz.analysis import (
     Gain,
+    accuracy_band,
     average_certified_radius,
     certified_accuracy,
     envelope,
+    envelope_band,
     extremes,
     gains,
-    markdown,
     nice_radii,
     radius_grid,
     summary_table,
@@ -161,7 +162,12 @@ def test_the_table_in_full():
     assert lines[-1].endswith("| 0.000 | - | 0 |")
 
 
-def test_markdown_rows_share_the_first_rows_columns():
-    rows = {"a": {"x": "1", "y": "2"}, "b": {"y": "4", "x": "3"}}
-    assert markdown(rows).split("\n")[2:] == ["| **a** | 1 | 2 |", "| **b** | 3 | 4 |"]
-    assert markdown({}) == "|  |\n| --- |"
+def test_the_envelope_has_the_band_of_the_run_that_is_best_there():
+    near, far = (
+        [Record(i, 1, 1, 0.2, int(i < 3)) for i in range(4)],
+        [Record(i, 1, 1, 0.9, int(i < 1)) for i in range(40)],
+    )
+    share, low, high = envelope_band([near, far], [0.1, 0.5])
+    assert share.tolist() == [0.75, 0.025] == envelope([near, far], [0.1, 0.5]).tolist()
+    for place, best in enumerate((near, far)):
+        assert [low[place], high[place]] == [side[place] for side in accuracy_band(best, [0.1, 0.5])]

@@ -14,12 +14,13 @@ SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER
 
 # Lowest first: a module imports only from those before it. A new module takes its place here.
 FLOORS = """
-    errors smoothing noise networks datasets settings schedules jobs figureview neighbours
+    errors tables smoothing noise networks datasets settings schedules jobs figureview neighbours
     records checkpoints models runfolder trainfolder
-    inference backends sampling sigma analysis report batches objectives
+    inference backends sampling sigma analysis paper batches objectives
     budget certify memory recipe trainer training plots live
-    config bench experiment exploration comparison ablation
+    config bench experiment exploration comparison report ablation
     plane scenes plane_scenes compare_scenes ablation_plots widgets explorer tour comparer
+    report_tables report_plots exports
     __init__
     __main__
 """.split()

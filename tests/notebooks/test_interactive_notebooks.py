@@ -7,7 +7,7 @@ import papermill
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-HEADLESS = ("ablation_solvers", "certify", "train")
+HEADLESS = ("ablation_solvers", "certify", "report", "train")
 INTERACTIVE = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb") if path.stem not in HEADLESS)
 
 
