@@ -24,16 +24,18 @@ _PAGE: dict[str, Any] = {"include_plotlyjs": "directory", "default_width": f"{WI
 _UID = re.compile(rb"defs-([0-9a-f]{6})")  # drawn anew for each picture
 
 
-def write(folder: str, tables: Sequence[Table], figures: Mapping[str, go.Figure]) -> str:
+def write(folder: str, about: str, tables: Sequence[Table], figures: Mapping[str, go.Figure]) -> str:
     """Write tables as Markdown, CSV and LaTeX, figures as HTML and, where kaleido and a browser are there, SVG and PNG.
 
-    HTML files share one plotly.js beside them and need no network. Returns one line of what was done.
+    HTML files share one plotly.js beside them and need no network. about: Markdown for the README.md beside them, since
+    tables without their circumstances mislead. Returns one line of what was done.
 
     Raises: ResourceError where the folder cannot be written.
     """
     if not folder:
         return "No `export` folder is named: nothing was written."
     root = user_path(folder)
+    write_atomically(root / "README.md", f"{about}\n")
     for table in tables:
         for ending, form in FORMS.items():
             write_atomically(root / f"{table.key}.{ending}", form(table))
@@ -58,7 +60,11 @@ def _write_pictures(root: Path, figures: Mapping[str, go.Figure]) -> str:
     with TemporaryDirectory() as beside:
         paths = {(name, ending): Path(beside, f"{name}.{ending}") for name in figures for ending in ("svg", "png")}
         pictures = [
-            {"fig": figures[name], "path": path, "opts": _size(figures[name]) | {"format": ending}}
+            {
+                "fig": figures[name],
+                "path": path,
+                "opts": {"format": ending, "width": WIDTH, "height": figures[name].layout.height, "scale": 2},
+            }
             for (name, ending), path in paths.items()
         ]
         try:
@@ -79,7 +85,3 @@ def _named(figure: go.Figure) -> go.Figure:
     for position, trace in enumerate(copy.data):
         trace.uid = str(position)  # type: ignore[attr-defined]
     return copy
-
-
-def _size(figure: go.Figure) -> dict[str, object]:
-    return {"width": WIDTH, "height": figure.layout.height, "scale": 2}

@@ -121,7 +121,8 @@ def search(root: str | Path) -> Search:
     """The finished runs below a folder, at every depth, whose network is known.
 
     Labels (data set, model, method, training) are those of the nearest job.json, else in the name of a network of the
-    zoo. Of runs that would stand in one place of a table the one with most samples counts, then with most images.
+    zoo. Of runs that would stand in one place of a table the one with most samples counts, then with most images, then
+    the first.
     Folders beside finished runs hold studies of their own, which count where a job.json names them.
 
     Raises: InputError where there is none, or where a file is damaged.
@@ -177,7 +178,9 @@ def _labelled(run: FoundRun, job: Mapping[str, Any]) -> Finished | None:
         return None
     if labels["training"] not in ("fs", "ds2"):
         raise InputError(f"expected training to be fs or ds2 in the {JOB} of {run.name}, got {labels['training']!r}.")
-    return Finished(**{name: labels[name] for name in _LABELS}, found=run, command=str(job.get("command", "")))
+    return Finished(
+        **{name: labels[name] for name in _LABELS}, found=run, command=" ".join(str(job.get("command", "")).split())
+    )
 
 
 def _best_of_each(runs: Sequence[Finished]) -> tuple[list[Finished], list[str]]:

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from ddviz import analysis, compare_scenes, comparison, paper, plots, scenes
 from ddviz.plots import OTHERS, STYLES, Style
-from ddviz.report_tables import Section
+from ddviz.report_tables import Section, several
 
 _COLUMNS = 4
 _HEIGHT = 330  # pixels of a row of panels
@@ -148,6 +148,5 @@ def _at(place: int) -> dict[str, Any]:
 def _made(section: Section, sigmas: Sequence[float]) -> str:
     """Samples and images of the runs at some noise scales."""
     runs = [run for run in section.runs if run.sigma in sigmas]
-    samples = " or ".join(dict.fromkeys(f"{run.n:,}" for run in runs))
-    images = " or ".join(dict.fromkeys(f"{len(run.records):,}" for run in runs))
+    samples, images = several(f"{run.n:,}" for run in runs), several(f"{len(run.records):,}" for run in runs)
     return f"N = {samples}; {images} images"

@@ -16,11 +16,11 @@ from ddviz.tables import Row, Table
 
 _DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 _NOTE = "NOTE.md"
-_ERRORS = "± is one standard error over the images (of a share: half the longer side of Wilson's interval of two)"
+_ERRORS = "± is one standard error over the images (of a share: half the longer side of its Wilson interval of two)"
 _LEGEND = (
     "Below them the paper's numbers (N = 100,000; ? cannot be read in our copy; best over {scale} {sigmas}) and ours "
     "less the paper's: ▲ above, ▼ below by more than two of our standard errors, ≈ neither. The paper's own "
-    "uncertainty is not in this, and its networks and images are others."
+    "uncertainty is not in this, and its networks and images may be others."
 )
 
 
@@ -99,7 +99,7 @@ class Section:
     @property
     def where(self) -> str:
         """Data set, architecture and norm, for titles."""
-        return f"{shown_dataset(self.first)} ({self.first.model}, {self.first.norm})"
+        return f"{_DATASETS.get(self.first.dataset, self.first.dataset)} ({self.first.model}, {self.first.norm})"
 
     @property
     def title(self) -> str:
@@ -110,11 +110,6 @@ class Section:
     def key(self, kind: str) -> str:
         """The name of a file."""
         return _key(kind, self.first.method, *report.group(self.first))
-
-
-def shown_dataset(run: Finished) -> str:
-    """A data set's name as people write it."""
-    return _DATASETS.get(run.dataset, run.dataset)
 
 
 def _key(*parts: str) -> str:
@@ -128,9 +123,8 @@ def sections(runs: Sequence[Finished]) -> list[Section]:
 
 def opening(results: str, found: Search) -> str:
     """Markdown: the report's title with its data sets, what the folder's NOTE.md say, and the runs left out."""
-    every = sections(found.runs)
-    methods = {place: [section.method for section in every if section.where == place] for place in _each(every)}
-    title = "; ".join(f"{place}: {', '.join(names)}" for place, names in methods.items())
+    places = groupby(sections(found.runs), lambda section: section.where)
+    title = "; ".join(f"{place}: {', '.join(section.method for section in members)}" for place, members in places)
     root = user_path(results).absolute()
     parents = {parent for run in found.runs for parent in run.found.path.absolute().parents}
     inside = sorted(parent for parent in parents if parent == root or root in parent.parents)
@@ -141,17 +135,13 @@ def opening(results: str, found: Search) -> str:
     return "\n\n".join(parts)
 
 
-def _each(every: Sequence[Section]) -> list[str]:
-    return list(dict.fromkeys(section.where for section in every))
-
-
 def levels(section: Section) -> Table:
     """One of tables 1 to 4: certified accuracy and ACR of each row, best over sigma, beside the paper's."""
     radii = report.radii_of(section.runs)
     rows = []
     for name in section.names:
         own = section.of(name)
-        notes = (_list(own), _several(f"{len(records):,}" for records in own.values()), _n(section, name, own))
+        notes = (_list(own), several(f"{len(records):,}" for records in own.values()), _n(section, name, own))
         rows.append(Row(name, paper.levels(own, radii, section.paper_row(name)), notes))
     said = f"Certified accuracy in percent at each radius ({_unit(section)}), and ACR, each the best over"
     have = {name: list(section.of(name)) for name in section.names}
@@ -228,13 +218,13 @@ def _unit(section: Section) -> str:
 
 
 def _n(section: Section, name: str, sigmas: Iterable[float]) -> str:
-    return _several(f"{run.n:,}" for run in section.runs if run.name == name and run.sigma in sigmas)
+    return several(f"{run.n:,}" for run in section.runs if run.name == name and run.sigma in sigmas)
 
 
 def _list(sigmas: Iterable[float]) -> str:
     return ", ".join(f"{sigma:g}" for sigma in sigmas) or "-"
 
 
-def _several(texts: Iterable[str]) -> str:
+def several(texts: Iterable[str]) -> str:
     """Texts without repetitions, "-" for none."""
     return " or ".join(dict.fromkeys(texts)) or "-"

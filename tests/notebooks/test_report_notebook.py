@@ -1,11 +1,14 @@
-"""report.ipynb, run headless on the published records and on none."""
+"""report.ipynb, run headless on the published records and on invented ones."""
 
+import json
 import sys
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+
+from ddviz.records import Record, write_records
 
 sys.path.insert(0, str(Path(__file__).parent))
 from headless import NOTEBOOKS, PLOTLY, outputs
@@ -35,11 +38,23 @@ def test_the_published_solvers_beside_the_paper(tmp_path):
     assert len(list((tmp_path / "export").glob("*.html"))) == 6 and len(list((tmp_path / "export").glob("*.csv"))) == 4
 
 
-def test_digits_have_no_paper_beside_them(tmp_path):
-    notebook = run(tmp_path, results="results/digits")
-    title, _, levels, told = outputs(notebook, "text/markdown")
-    assert "Left out" in title and "paper-clamp" in title
-    assert "paper |" not in levels and "### MACER on digits" in levels and "nothing was written" in told
+def test_an_experiment_with_l1_and_imagenet(tmp_path):
+    for dataset, method, norm in (("cifar10", "yang", "l1"), ("imagenet", "cohen", "l2")):
+        for certification, radius in (("fixed", 0.3), ("ds", 0.6)):
+            folder = tmp_path / "runs" / method / f"net-{certification}"
+            folder.mkdir(parents=True)
+            config = {"method": certification, "sigma": 0.5, "norm": norm, "n": 1_000, "solver": "ascent"}
+            (folder / "config.json").write_text(json.dumps(config))
+            write_records(folder / "records.tsv", [Record(i, 1, 1, radius, 1, 0.5, 0.9) for i in range(3)])
+        labels = {"dataset": dataset, "model": "resnet50", "method": method, "training": "fs"}
+        (folder.parent / "job.json").write_text(json.dumps({"labels": labels, "command": f"make {method}"}))
+    notebook = run(tmp_path, results=str(tmp_path / "runs"))
+    title, gained, levels, told = outputs(notebook, "text/markdown")
+    assert title == "# CIFAR-10 (resnet50, l1): Yang; ImageNet (resnet50, l2): Cohen"
+    assert gained.count("+0.300 ± 0.000") == 2
+    assert "### Table 4: Yang on CIFAR-10 (resnet50, l1)" in levels and "    make yang" in levels
+    assert "### Table 1: Cohen on ImageNet (resnet50, l2)" in levels and "nothing was written" in told
+    assert len(outputs(notebook, PLOTLY)) == 4
 
 
 def test_a_mistake_ends_with_one_message(tmp_path):
