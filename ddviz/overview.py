@@ -1,0 +1,135 @@
+"""How far the runs of a plan are: what each has cost and will cost, and how it ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from ddviz import analysis, plan
+from ddviz.errors import InputError
+from ddviz.estimate import NOTHING, Estimate
+from ddviz.plan import PlannedRun
+
+State = Literal["waiting", "running", "done", "failed", "left out"]
+_MARKS: dict[State, str] = {
+    "waiting": "",
+    "running": "▶ running",
+    "done": "✓ done",
+    "failed": "✗ failed",
+    "left out": "✗ left out",
+}
+
+
+@dataclass
+class Progress:
+    """A run, how far it is, and how it ended. seconds: of the last session. certificates: made, of those expected."""
+
+    run: PlannedRun
+    expected: Estimate = NOTHING
+    state: State = "waiting"
+    seconds: float = 0.0
+    certificates: int = 0
+    message: str = ""
+
+    @property
+    def job(self) -> Path:
+        """The file that tells how it ended."""
+        return self.run.folder / "job.json"
+
+    @property
+    def notebook(self) -> Path:
+        """The executed notebook."""
+        return self.run.folder / f"{self.run.notebook}.ipynb"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a finished run must have been, to count as this one."""
+        return {"notebook": self.run.notebook, "parameters": dict(self.run.parameters), "labels": dict(self.run.labels)}
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All runs of a plan."""
+
+    about: str
+    progress: Sequence[Progress]
+
+    def __getitem__(self, state: State) -> list[Progress]:
+        return [each for each in self.progress if each.state == state]
+
+    @property
+    def total(self) -> Estimate:
+        """What is expected of all runs that are not done."""
+        return sum((each.expected for each in self.progress if each.state != "done"), NOTHING)
+
+    @property
+    def seconds_left(self) -> float:
+        """Time to go: the estimates, corrected by how the runs of this session did against theirs."""
+        made = [each for each in self["done"] if each.expected.seconds]
+        factor = (60 + sum(p.seconds for p in made)) / (60 + sum(p.expected.seconds for p in made))
+        running = sum(max(0.0, factor * each.expected.seconds - each.seconds) for each in self["running"])
+        return running + factor * sum(each.expected.seconds for each in self["waiting"])
+
+    def __str__(self) -> str:
+        counts = [f"{len(self[state])} {state}" for state in _MARKS if self[state]]
+        left = self.seconds_left
+        until = (datetime.now() + timedelta(seconds=left)).strftime("%a %H:%M")
+        return ", ".join(counts) + (f"; about {told(left)} left, until {until}" if left else "")
+
+    def table(self) -> str:
+        """Markdown: how far each run is."""
+        rows = {
+            each.run.name: {
+                "notebook": each.run.notebook,
+                "state": _MARKS[each.state],
+                "certificates": f"{each.certificates:,} of {each.expected.certificates:,}"
+                if each.state == "running" and each.expected.certificates
+                else "",
+                "time": told(each.seconds) if each.seconds else "",
+                "expected": told(each.expected.seconds) if each.expected.seconds else "",
+            }
+            for each in self.progress
+        }
+        return f"**{self.about}** {self}.\n\n{analysis.markdown(rows)}"
+
+    def plan_table(self) -> str:
+        """Markdown: what each run that is not done would cost, and which weights are missing."""
+        rows = {each.run.name: _cost_cells(each.run.notebook, each.expected, each.state) for each in self.progress}
+        rows["all that are not done"] = _cost_cells("", self.total, "waiting")
+        missing = plan.weights_needed([each.run for each in self.progress])
+        lines = [f"- missing: `{name}`" for name in missing]
+        return "\n".join([f"**{self.about}**\n\n{analysis.markdown(rows)}\n", *lines])
+
+    def failures(self) -> str:
+        """Markdown: what failed, why, and where the traceback is."""
+        lost = [*self["failed"], *self["left out"]]
+        return "\n".join(f"- **{each.run.name}**: {each.message} (`{each.notebook}`)" for each in lost)
+
+    def raise_failures(self) -> None:
+        """End with an error where something failed, for scripts that ask.
+
+        Raises: InputError naming how many, and where to look.
+        """
+        if lost := [*self["failed"], *self["left out"]]:
+            names = ", ".join(each.run.name for each in lost)
+            raise InputError(f"expected all runs to succeed, {len(lost)} of {len(self.progress)} did not: {names}.")
+
+
+def _cost_cells(notebook: str, cost: Estimate, state: State) -> dict[str, str]:
+    if state == "done":
+        return {"notebook": notebook, "certificates": "", "network evaluations": "", "time here": "✓ done"}
+    return {
+        "notebook": notebook,
+        "certificates": f"{cost.certificates:,}" if cost.certificates else "",
+        "network evaluations": f"{cost.evaluations:,.3g}" if cost.evaluations > 1e6 else f"{cost.evaluations:,}",
+        "time here": told(cost.seconds),
+    }
+
+
+def told(seconds: float) -> str:
+    """A time for people."""
+    for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,195 @@
+"""Plans: tables of runs, each a notebook with its parameters, read from YAML and checked before anything is loaded.
+
+    about: one line
+    shared: {n: 1000}                     # parameters of every run whose notebook knows them
+    runs:
+      - name: "{method}-{sigma}"          # of the run's folder; braces are filled from `over`
+        notebook: certify
+        over: {method: [cohen, macer], sigma: [0.12, 0.25]}  # every combination is a run
+        parameters: {checkpoint: "zoo:digits-cnn-{method}-{sigma}-fs", sigma: "{sigma}"}
+        labels: {method: "{method}"}      # for the report, where the checkpoint's name does not tell
+
+A checkpoint (or init) "run:NAME" is the network that an earlier run with train.ipynb leaves. {checkpoints} in a text is
+the user's folder of networks, {folder} that of the plan's runs.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddviz.ablation import Study
+from ddviz.config import RunConfig
+from ddviz.datasets import user_path
+from ddviz.errors import InputError
+from ddviz.recipe import DEFAULT_ARCH, Recipe
+from ddviz.settings import Settings
+from ddviz.trainfolder import TrainFolder
+
+NOTEBOOKS: dict[str, type[Settings]] = {"certify": RunConfig, "train": Recipe, "ablation_solvers": Study}
+"""What a run may be, and the settings that check its parameters."""
+
+PRESETS = Path(__file__).parent / "data" / "presets"
+_KEYS = {"name", "notebook", "over", "parameters", "labels"}
+_RUN = "run:"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One notebook to execute.
+
+    folder: of everything that it leaves. needs: the run whose network it takes, "" for none.
+    """
+
+    name: str
+    notebook: str
+    parameters: Mapping[str, Any]
+    labels: Mapping[str, str]
+    settings: Settings
+    folder: Path
+    needs: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run alone."""
+        given = [f"-p {name} {shlex.quote(str(value))}" for name, value in self.parameters.items() if value != ""]
+        return " ".join([f"papermill notebooks/{self.notebook}.ipynb out.ipynb", *given])
+
+
+def presets() -> list[str]:
+    """Names of the plans in the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read(
+    preset: str, *, run_root: str, checkpoints: str = "", overrides: Mapping[str, Any] | None = None, only: str = ""
+) -> tuple[str, list[PlannedRun]]:
+    """What a plan says of itself, and its runs in order; each has a folder of its name in run_root/<preset>.
+
+    preset: a name of `presets` or a YAML file. overrides: parameters for every run whose notebook knows them. only:
+    patterns of names, comma-separated, of which one must fit; runs that those need are there too.
+
+    Raises: InputError naming the run and what is wrong with it.
+    """
+    path = user_path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    plan = _parsed(path, preset)
+    root = user_path(run_root) / path.stem
+    runs: dict[str, PlannedRun] = {}
+    for number, row in enumerate(plan.get("runs") or [], start=1):
+        if not isinstance(row, dict) or not {"name", "notebook"} <= row.keys() <= _KEYS:
+            got = ", ".join(row) if isinstance(row, dict) else row
+            raise InputError(
+                f"{path}, run {number}: expected name and notebook, with over, parameters, labels, got {got}."
+            )
+        for filled in _combinations(row, {"checkpoints": checkpoints, "folder": str(root)}, f"{path}, run {number}"):
+            run = _planned(filled, plan.get("shared") or {}, overrides or {}, root, runs, path)
+            runs[run.name] = run
+    if not runs:
+        raise InputError(f"expected runs in {path}, found none.")
+    return str(plan.get("about", path.stem)), _selected(runs, only)
+
+
+def _parsed(path: Path, preset: str) -> dict[str, Any]:
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(
+            f"expected preset to be one of {', '.join(presets())}, or a YAML file, got {preset!r}."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(plan, dict) or not plan.keys() <= {"about", "shared", "runs"}:
+        raise InputError(f"expected about, shared and runs in {path}, and nothing else.")
+    return plan
+
+
+def _combinations(row: Mapping[str, Any], known: Mapping[str, str], where: str) -> Iterator[dict[str, Any]]:
+    """The row for every combination of what it goes over, braces filled; lists are made what they hold."""
+    over = {name: each if isinstance(each, list) else [each] for name, each in (row.get("over") or {}).items()}
+    rest = {name: value for name, value in row.items() if name != "over"}
+    for values in product(*over.values()):
+        chosen = dict(zip(over, values, strict=True))
+        try:
+            yield _filled(rest, {**chosen, **known})
+        except (KeyError, IndexError, ValueError) as error:
+            names = ", ".join([*over, *known])
+            raise InputError(f"{where}: expected {{}} to name one of {names}, got {error}.") from error
+
+
+def _filled(value: Any, chosen: Mapping[str, Any]) -> Any:
+    """A value with its braces filled; a text that is one brace becomes the value itself, a number a number."""
+    if isinstance(value, dict):
+        return {name: _filled(each, chosen) for name, each in value.items()}
+    if not isinstance(value, str):
+        return value
+    alone = value[1:-1] if value.startswith("{") and value.endswith("}") else ""
+    return chosen[alone] if alone in chosen else value.format(**chosen)
+
+
+def _planned(
+    row: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    root: Path,
+    before: Mapping[str, PlannedRun],
+    path: Path,
+) -> PlannedRun:
+    """A run with its settings checked."""
+    name, notebook = str(row["name"]), row["notebook"]
+    where = f"{path.name}, run {name}"
+    if name in before:
+        raise InputError(f"{where}: expected a name of its own, got one that stands above. Name in it what differs.")
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"{where}: expected the name of a new folder.")
+    if notebook not in NOTEBOOKS:
+        raise InputError(f"{where}: expected notebook to be one of {', '.join(NOTEBOOKS)}, got {notebook!r}.")
+    kind, folder = NOTEBOOKS[notebook], root / name
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    parameters = dict(row.get("parameters") or {})
+    if unknown := parameters.keys() - known:
+        raise InputError(f"{where}: unknown parameter {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.")
+    given = dict(shared) | parameters | dict(overrides)
+    parameters = {name: value for name, value in given.items() if name in known} | {"run_root": str(folder)}
+    labels, needs = {key: str(value) for key, value in (row.get("labels") or {}).items()}, ""
+    for setting in ("checkpoint", "init"):
+        if str(parameters.get(setting, "")).startswith(_RUN):
+            needs = str(parameters[setting]).removeprefix(_RUN)
+            recipe = _trains(needs, before, where)
+            parameters[setting] = str(TrainFolder(user_path(recipe.run_root) / recipe.title).weights)
+            labels = {"model": recipe.arch or DEFAULT_ARCH.get(recipe.dataset, "")} | labels
+    try:
+        settings = kind(**parameters)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return PlannedRun(name, notebook, parameters, labels, settings, folder, needs)
+
+
+def _trains(name: str, before: Mapping[str, PlannedRun], where: str) -> Recipe:
+    """What an earlier run trains."""
+    settings = before[name].settings if name in before else None
+    if not isinstance(settings, Recipe):
+        raise InputError(f"{where}: expected {_RUN}{name} to name a run above that trains, found none.")
+    return settings
+
+
+def _selected(runs: Mapping[str, PlannedRun], only: str) -> list[PlannedRun]:
+    patterns = [pattern.strip() for pattern in only.split(",") if pattern.strip()] or ["*"]
+    wanted = {name for name in runs if any(fnmatch(name, pattern) for pattern in patterns)}
+    if not wanted:
+        raise InputError(f"expected only to fit the names of some runs, got {only!r}. Names: {', '.join(runs)}.")
+    for run in reversed([*runs.values()]):  # what a run needs stands above it
+        if run.name in wanted and run.needs:
+            wanted.add(run.needs)
+    return [run for name, run in runs.items() if name in wanted]
+
+
+def weights_needed(runs: Sequence[PlannedRun]) -> list[str]:
+    """Checkpoint files that runs name and that are not there; those that other runs will make are left out."""
+    named = [str(run.parameters.get("checkpoint", "")) for run in runs if not run.needs]
+    files = dict.fromkeys(name for name in named if name and not name.startswith("zoo:"))
+    return [name for name in files if not user_path(name).exists()]
