@@ -18,8 +18,8 @@ FLOORS = """
     records checkpoints models runfolder trainfolder
     inference backends sampling sigma analysis report batches objectives
     budget certify memory recipe trainer training plots live
-    config bench experiment exploration comparison ablation
-    plane scenes plane_scenes compare_scenes ablation_plots widgets explorer tour comparer
+    config bench experiment exploration comparison ablation iterations grids
+    plane scenes plane_scenes compare_scenes ablation_plots iteration_plots grid_plots widgets explorer tour comparer
     __init__
     __main__
 """.split()

@@ -9,6 +9,7 @@ import pytest
 import ddviz
 from ddviz import ablation, analysis
 from ddviz.ablation import Study
+from ddviz.iterations import IterationStudy
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,7 +76,7 @@ def test_the_example_runs():
 def test_every_parameter_that_is_named_exists():
     named = set(re.findall(r"-p (\w+) ", README))
     assert len(named) > 8 and named <= {
-        field.name for kind in (ddviz.RunConfig, ddviz.Recipe, Study) for field in fields(kind)
+        field.name for kind in (ddviz.RunConfig, ddviz.Recipe, Study, IterationStudy) for field in fields(kind)
     }
 
 
