@@ -1,4 +1,4 @@
-"""Commands: `train`, with the parameters of notebooks/train.ipynb, also under torchrun; `table`, `solvers`: of runs."""
+"""Commands: `train`, with the parameters of notebooks/train.ipynb, also under torchrun; tables of finished runs."""
 
 import argparse
 import contextlib
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ddviz import ablation
+from ddviz import ablation, grids, iterations
 from ddviz.errors import InputError
 from ddviz.recipe import Recipe
 from ddviz.records import write_atomically
@@ -69,6 +69,8 @@ def _zoo_table(folder: Path) -> str:
 _TABLES: dict[str, tuple[Callable[[Path], str], str]] = {
     "table": (_zoo_table, "finished runs"),
     "solvers": (lambda folder: ablation.both_tables(ablation.read(folder)), "finished runs by solver"),
+    "iterations": (lambda folder: iterations.table(iterations.read(folder)), "finished runs by steps of Algorithm 1"),
+    "grid": (lambda folder: grids.table(grids.read(folder)), "finished runs of grid search and its rivals"),
 }
 
 

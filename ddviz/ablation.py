@@ -8,7 +8,7 @@ sigmas.tsv}. "fixed" is what all are compared with; a solver held to a number of
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ddviz.comparison import FoundRun
 from ddviz.config import METHODS, RunConfig
 from ddviz.datasets import user_path
 from ddviz.errors import InputError
-from ddviz.records import Record, read_rows
+from ddviz.records import ABSTAIN, Record, read_rows
 from ddviz.report import SEARCH, SHARED, circumstances
 from ddviz.runfolder import RunFolder
 from ddviz.settings import Settings
@@ -68,13 +68,7 @@ class Study(Settings):
     @property
     def config(self) -> RunConfig:
         """The settings that all runs share."""
-        known = {field.name for field in fields(RunConfig)}
-        shared: dict[str, Any] = {name: value for name, value in asdict(self).items() if name in known}
-        if self.clamp:
-            return RunConfig(**shared)
-        del shared["clamp"]
-        config = RunConfig(**shared)  # which checks n and alpha
-        return replace(config, clamp=float(f"{1 - largest_p_lower(self.n, self.alpha):.2g}"))
+        return shared_config(self)
 
     @property
     def to_run(self) -> dict[str, RunConfig]:
@@ -84,8 +78,18 @@ class Study(Settings):
     def _check(self) -> None:
         self._check_least({"evaluations": 0})
         configs(self.config, self.evaluations)  # names what cannot be before anything is loaded
-        if self.results and not user_path(self.results).is_dir():
-            raise InputError(f"expected results to be a folder of finished runs, got {self.results!r}. Leave it empty.")
+        self._check_results(self.results)
+
+
+def shared_config(study: Any, **own: Any) -> RunConfig:
+    """The run's settings among those of a study, and others; a clamp of 0 becomes 1 - alpha^(1/n), to two digits."""
+    known = {field.name for field in fields(RunConfig)}
+    shared: dict[str, Any] = {name: value for name, value in asdict(study).items() if name in known} | own
+    if shared["clamp"]:
+        return RunConfig(**shared)
+    del shared["clamp"]
+    config = RunConfig(**shared)  # which checks n and alpha
+    return replace(config, clamp=float(f"{1 - largest_p_lower(config.n, config.alpha):.2g}"))
 
 
 def configs(config: RunConfig, evaluations: int = 0) -> dict[str, RunConfig]:
@@ -102,24 +106,35 @@ def configs(config: RunConfig, evaluations: int = 0) -> dict[str, RunConfig]:
         own = replace(config, method="ds", solver="halving", run_root=f"{config.run_root}/{name}")
         least = (own.samples + 1) // 2 if solver == "grid" else 1
         if evaluations:
-            value = _fitted(own, registered, setting, least, evaluations)
+            value = fitted(own, registered, setting, least, evaluations)
         else:
             value = own.iterations * own.samples // 2 if solver == "grid" else getattr(own, setting)
         runs[name] = replace(own, **{"solver": registered, setting: value})
     return runs
 
 
-def _fitted(config: RunConfig, solver: str, setting: str, least: int, evaluations: int) -> int:
-    """The largest value of a setting with which a solver plans at most `evaluations`."""
+def fitted(
+    config: RunConfig,
+    solver: str,
+    setting: str,
+    least: int,
+    evaluations: int,
+    cost: Callable[[RunConfig], int] = lambda config: config.make_solver().planned,
+) -> int:
+    """The largest value of a setting with which a solver plans at most `evaluations`.
+
+    Raises: InputError where it needs more.
+    """
 
     def planned(value: int) -> int:
-        return replace(config, **{"solver": solver, setting: value}).make_solver().planned
+        return cost(replace(config, **{"solver": solver, setting: value}))
 
     if fitting := bisect_right(range(least, evaluations + 1), evaluations, key=planned):
         return least + fitting - 1
+    checks = ", the checks of both promises included" if config.keep_class or config.keep_radius else ""
     raise InputError(
         f"expected evaluations >= {planned(least)}, got {evaluations}: {solver} with {setting}={least} already makes "
-        "that many an image, the checks of both promises included."
+        f"that many an image{checks}."
     )
 
 
@@ -147,9 +162,26 @@ class Solved:
         return self.run.records
 
     @property
+    def sigma(self) -> float:
+        """The scale of fixed sigma, where the search starts."""
+        return float(str(self.run.config["sigma"]))
+
+    @property
     def solver(self) -> str:
         """The name without the number of evaluations."""
         return match[1] if (match := _NAME.fullmatch(self.name)) else self.name
+
+    @property
+    def gradients(self) -> int:
+        """Evaluations an image that were also gone through backwards: those of the steps of Algorithm 1."""
+        settings = self.run.config
+        steps = str(settings.get("solver", "")).startswith("ascent")
+        return int(str(settings["iterations"])) * int(str(settings["samples"])) if steps else 0
+
+    @property
+    def effort(self) -> float:
+        """Evaluations and gradients, a step back counting as much as one forward, as in the paper."""
+        return self.evaluations + self.gradients
 
     @property
     def budget(self) -> int:
@@ -157,8 +189,8 @@ class Solved:
         return int(match[2]) if (match := _NAME.fullmatch(self.name)) else 0
 
 
-def read(study: str | Path) -> list[Solved]:
-    """The finished runs of a study, network by network, fixed first.
+def read(study: str | Path, called: Sequence[str] = tuple(_COMPARED)) -> list[Solved]:
+    """The finished runs of a study, network by network, fixed first, then those called so, then others.
 
     A run with fixed sigma counts in the folder "fixed" alone.
 
@@ -174,9 +206,9 @@ def read(study: str | Path) -> list[Solved]:
             found.append(Solved(name, folder.removesuffix("-fixed").removesuffix("-ds"), run, *costs))
     if not found:
         raise InputError(
-            f"expected finished runs in {root}, in folders that are called {BASE}, {', '.join(_COMPARED)}; found none."
+            f"expected finished runs in {root}, in folders that are called {BASE}, {', '.join(called)}; found none."
         )
-    order = [BASE, *_COMPARED]
+    order = [BASE, *called]
     places = {solved.name: order.index(solved.solver) if solved.solver in order else len(order) for solved in found}
     found.sort(key=lambda solved: (solved.network, places[solved.name], solved.solver, solved.budget))
     runs = {(solved.network, solved.name): solved.run for solved in found}
@@ -220,14 +252,15 @@ def with_several_budgets(solved: Sequence[Solved]) -> list[Solved]:
     return [one for one in solved if one.network in several]
 
 
+def fit(one: Solved, wanted: RunConfig) -> tuple[bool, ...]:
+    """Whether a run is of the wanted checkpoint, sigma, norm, data set; the largest of several fits best."""
+    checkpoint = one.run.config.get("checkpoint") == wanted.checkpoint.removeprefix("zoo:")
+    return checkpoint, *(one.run.config.get(name) == getattr(wanted, name) for name in ("sigma", "norm", "dataset"))
+
+
 def of_one_network(solved: Sequence[Solved], study: Study) -> dict[str, Solved]:
     """The runs of one network by name: of the study's checkpoint and sigma where they are there, else the first."""
-    checkpoint = study.checkpoint.removeprefix("zoo:")
-
-    def fit(one: Solved) -> tuple[bool, bool]:
-        return one.run.config.get("checkpoint") == checkpoint, one.run.config.get("sigma") == study.sigma
-
-    network = max(solved, key=fit).network
+    network = max(solved, key=lambda one: fit(one, study.config)).network
     return {one.name: one for one in solved if one.network == network}
 
 
@@ -236,17 +269,18 @@ def reach_table(solved: Sequence[Solved]) -> str:
 
     A constant answer shows as one class for nearly all of them.
     """
-    bases, rows = {one.network: one.run for one in solved if one.name == BASE}, {}
+    bases, rows = {one.network: one for one in solved if one.name == BASE}, {}
     for one in solved:
         if one.name == BASE or (base := bases.get(one.network)) is None:
             continue
-        far = {r.idx: r.predict for r in one.records if r.sigma > 2 * float(str(base.config["sigma"]))}
-        answers = Counter(far.values()).most_common(1)
-        near = [gain for gain in comparison.paired(base, one.run) if gain.idx not in far]
+        far = {r.idx: r.predict for r in one.records if r.sigma > 2 * base.sigma}
+        named = ("abstains" if answer == ABSTAIN else f"class {answer}" for answer in far.values())
+        answers = Counter(named).most_common(1)
+        near = [gain for gain in comparison.paired(base.run, one.run) if gain.idx not in far]
         rows[f"{one.network}: {one.name}"] = {
             "images with sigma_x > 2 sigma_0": str(len(far)),
-            "most frequent answer there": "".join(f"class {label}, {count} times" for label, count in answers),
-            "gain over fixed": _told(one.gain, one),
+            "most frequent answer there": "".join(f"{answer}, {count} times" for answer, count in answers),
+            "gain over fixed": told(one.gain, one),
             "gain on the other images": str(analysis.difference(near)) if near else "",
         }
     return analysis.markdown(rows)
@@ -259,8 +293,8 @@ def table(solved: Sequence[Solved]) -> str:
         rows[f"{one.network}: {one.name}"] = {
             "certified at 0 (%)": f"{100 * analysis.certified_accuracy(one.records, 0):.1f}",
             "ACR": f"{analysis.average_certified_radius(one.records):.3f}",
-            "gain over fixed": _told(one.gain, one),
-            f"{RIVAL} is better by": _told(one.lead, one),
+            "gain over fixed": told(one.gain, one),
+            f"{RIVAL} is better by": told(one.lead, one),
             "evaluations an image": f"{one.evaluations:,.0f}" if one.evaluations else "",
             "ms an image": f"{1000 * one.seconds:,.1f}" if one.evaluations else "",
             "images": str(len(one.records)),
@@ -272,8 +306,8 @@ def table(solved: Sequence[Solved]) -> str:
             searches.setdefault(one.name, []).append(one.run.config)
     own = {name: circumstances(found, _USED.get(str(found[0]["solver"]), SEARCH)) for name, found in searches.items()}
     every = circumstances([one.run.config for one in solved], SHARED)
-    told = "; ".join([every, *(f"{name}: {said}" for name, said in own.items())])
-    return f"Settings: {told}.\n\n{analysis.markdown(rows)}"
+    settings = "; ".join([every, *(f"{name}: {said}" for name, said in own.items())])
+    return f"Settings: {settings}.\n\n{analysis.markdown(rows)}"
 
 
 def both_tables(solved: Sequence[Solved]) -> str:
@@ -281,7 +315,7 @@ def both_tables(solved: Sequence[Solved]) -> str:
     return f"{table(solved)}\n\nWhat comes from far above sigma_0:\n\n{reach_table(solved)}"
 
 
-def _told(difference: Difference | None, one: Solved) -> str:
+def told(difference: Difference | None, one: Solved) -> str:
     """A difference, with the images it is of where they are not all of the run's."""
     if difference is None:
         return ""

@@ -68,6 +68,12 @@ class Bench:
         told = BACKENDS[backend].versions | {"device": name, "backend": backend}
         return told | ({"agreement": self.agreement} if self.agreement else {})
 
+    def under(self, config: RunConfig) -> "Bench":
+        """The same network and images, for other settings of search, certificate or folder."""
+        example = self.image(self.images.indices[0])
+        own = config.search_batch or default_search_batch(example, config.samples)
+        return replace(self, config=config, search_batch=own)
+
     def form(self, solver: Solver) -> Forward:
         """The network in the form that suits a solver."""
         if solver.form == "gradient":

@@ -17,7 +17,9 @@ from ddviz.ablation import Study
 from ddviz.config import RunConfig
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError
+from ddviz.grids import GridStudy
 from ddviz.inference import DTYPES, compile_gradient, default_dtype
+from ddviz.iterations import IterationStudy
 from ddviz.networks import ARCHITECTURES
 from ddviz.noise import NoiseKey, Stage
 from ddviz.plan import PlannedRun
@@ -73,9 +75,14 @@ def estimate(run: PlannedRun) -> Estimate:
 
 
 def _configs(settings: Settings) -> list[RunConfig]:
+    """The runs that a notebook makes."""
     if isinstance(settings, RunConfig):
         return [settings]
-    return list(settings.to_run.values()) if isinstance(settings, Study) else []
+    if isinstance(settings, IterationStudy):  # one path serves all K
+        runs = settings.to_run
+        return [replace(config, iterations=k if k == max(runs) else 0) for k, config in runs.items()]
+    studies = {Study: lambda study: [study.to_run], GridStudy: lambda study: study.to_run}
+    return [config for runs in studies[type(settings)](settings) for config in runs.values()]
 
 
 def _certification(config: RunConfig, method: str, arch: str) -> Estimate:

@@ -28,7 +28,7 @@ from ddviz.models import BaseClassifier
 from ddviz.records import Record, is_correct, read_rows, write_records
 from ddviz.runfolder import RunFolder, pixel_hash
 from ddviz.sampling import side_by_side
-from ddviz.sigma import SigmaPath
+from ddviz.sigma import SigmaPath, Solver
 
 _PROGRESS_EVERY = 5  # seconds
 
@@ -85,28 +85,33 @@ def run(config: RunConfig, *, network: nn.Module | None = None, images: ImageSet
     Raises: InputError for what the user can put right; ResourceError where the machine's limits are met.
     """
     bench = prepare(config, network, images)
-    return Experiment(config, bench.images, bench.base, {METHODS[m]: _run_method(bench, m) for m in config.methods})
+    return Experiment(config, bench.images, bench.base, {METHODS[m]: run_method(bench, m) for m in config.methods})
 
 
-def _run_method(bench: Bench, method: str) -> Run:
-    """Certify what is missing in one method's folder, then replay the memory."""
+def run_method(bench: Bench, method: str, solver: Solver | None = None) -> Run:
+    """Certify what is missing in one method's folder, then replay the memory.
+
+    solver: in place of the one that the config describes; it must choose the same scales.
+    """
     folder = bench.folder(method)
     with folder.locked():
         folder.check_identity(bench.identity(method), bench.made_with)
         with folder.log_certificates() as log:
             done = {record.idx for record in folder.read_certificates()[0]}.intersection(bench.images.indices)
-            with _progress(METHODS[method], len(bench.images), len(done)) as progress:
+            with progress(METHODS[method], len(bench.images), len(done)) as bar:
                 for start in range(0, len(bench.images), bench.search_batch):
                     batch = bench.images.indices[start : start + bench.search_batch]
                     if todo := [index for index in batch if index not in done]:
-                        scales = _scales(bench, method, folder, batch)
+                        scales = _scales(bench, method, folder, batch, solver)
                         for index in todo:
                             log.append(_certified_row(bench, index, scales[index]))
-                            progress.update()
+                            bar.update()
         return _finish(bench, method, folder)
 
 
-def _scales(bench: Bench, method: str, folder: RunFolder, batch: Sequence[int]) -> dict[int, float]:
+def _scales(
+    bench: Bench, method: str, folder: RunFolder, batch: Sequence[int], solver: Solver | None
+) -> dict[int, float]:
     """Noise scale of each image of a batch: sigma for all, or found by the solver and kept in sigmas.tsv.
 
     The batch is always searched whole, so that a resumed search rounds as an unbroken one.
@@ -117,21 +122,23 @@ def _scales(bench: Bench, method: str, folder: RunFolder, batch: Sequence[int]) 
         known = {int(row["idx"]): float(row["sigma"]) for row in read_rows(folder.sigmas)}
         if not known.keys() >= set(batch):
             began = time.perf_counter()
-            scales, evaluations = search(bench, batch)
+            path = search(bench, batch, solver)
             each = round((time.perf_counter() - began) / len(batch), 4)
-            found = dict(zip(batch, scales, strict=True))
-            log.append(*((index, scale, evaluations, each) for index, scale in found.items() if index not in known))
+            found = dict(zip(batch, path.chosen.tolist(), strict=True))
+            new = (index for index in batch if index not in known)
+            log.append(*((index, found[index], path.evaluations, each) for index in new))
             known = found | known
     return known
 
 
-def search(bench: Bench, indices: Sequence[int]) -> tuple[list[float], int]:
-    """The noise scales that the solver finds, and the evaluations it made of each image.
+def search(bench: Bench, indices: Sequence[int], solver: Solver | None = None) -> SigmaPath:
+    """What the solver finds for some images, through the network in the form that suits the config's solver.
 
     Images are searched one share a core; none depends on those beside it, but for rounding.
     """
-    config, solver, token = bench.config, bench.config.make_solver(), Token()
-    network = token.watch(bench.form(solver))
+    config, token = bench.config, Token()
+    network = token.watch(bench.form(config.make_solver()))
+    solver = solver or config.make_solver()
 
     def found_in(share: Sequence[int]) -> SigmaPath:
         x = torch.stack([bench.image(index) for index in share]).to(bench.sampler.device)
@@ -145,10 +152,13 @@ def search(bench: Bench, indices: Sequence[int]) -> tuple[list[float], int]:
         except BaseException:  # an interrupt, too: the other shares would go on without us
             token.cancel()
             raise
-    found = [0.0] * len(indices)
-    for worker, path in enumerate(paths):
-        found[worker::workers] = path.chosen.tolist()
-    return found, paths[0].evaluations
+    shares = torch.cat([torch.arange(worker, len(indices), workers) for worker in range(workers)])
+    order = shares.argsort().to(bench.sampler.device)
+    sigma, radius, chosen = (
+        torch.cat([getattr(path, name) for path in paths], -1).index_select(-1, order)
+        for name in ("sigma", "radius", "chosen")
+    )
+    return SigmaPath(sigma, radius, chosen, paths[0].evaluations)
 
 
 def _certified_row(bench: Bench, index: int, sigma: float) -> list[object]:
@@ -215,7 +225,7 @@ def _with_pixels(
 
 
 @contextmanager
-def _progress(name: str, total: int, done: int) -> Iterator[tqdm]:
+def progress(name: str, total: int, done: int) -> Iterator[tqdm]:
     """Images done, rate and time left; a line every few seconds, readable in a headless log."""
     with tqdm(
         total=total,

@@ -27,11 +27,19 @@ from ddviz.ablation import Study
 from ddviz.config import RunConfig
 from ddviz.datasets import user_path
 from ddviz.errors import InputError
+from ddviz.grids import GridStudy
+from ddviz.iterations import IterationStudy
 from ddviz.recipe import DEFAULT_ARCH, Recipe
 from ddviz.settings import Settings
 from ddviz.trainfolder import TrainFolder
 
-NOTEBOOKS: dict[str, type[Settings]] = {"certify": RunConfig, "train": Recipe, "ablation_solvers": Study}
+NOTEBOOKS: dict[str, type[Settings]] = {
+    "certify": RunConfig,
+    "train": Recipe,
+    "ablation_solvers": Study,
+    "ablation_iterations": IterationStudy,
+    "ablation_grid": GridStudy,
+}
 """What a run may be, and the settings that check its parameters."""
 
 PRESETS = Path(__file__).parent / "data" / "presets"

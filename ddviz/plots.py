@@ -54,6 +54,21 @@ def style(name: str, position: int = 0) -> Style:
     return next(known, OTHERS[position % len(OTHERS)])
 
 
+def shades(look: Style, count: int) -> list[Style]:
+    """Styles of one hue for values in order, from light to dark; dash and symbol tell neighbours apart, too."""
+    channels = [int(look.color[place : place + 2], 16) for place in (1, 3, 5)]
+    styles = []
+    for depth in np.linspace(_LIGHTEST, _DARKEST, count) if count > 1 else [0.0]:
+        end = 255 if depth < 0 else 0  # white, black
+        mixed = (round(channel + abs(depth) * (end - channel)) for channel in channels)
+        styles.append(Style("#" + "".join(f"{value:02X}" for value in mixed), *_MARKS[len(styles) % len(_MARKS)]))
+    return styles
+
+
+_LIGHTEST, _DARKEST = -0.5, 0.65
+_MARKS = [("dot", "square"), ("dash", "diamond"), ("dashdot", "triangle-up"), ("solid", "circle"), ("longdash", "x")]
+
+
 def empty(title: str, x: str, y: str) -> go.Figure:
     """A figure with a title and the titles of its axes, nothing on it yet."""
     figure = go.Figure()
@@ -70,21 +85,33 @@ def empty(title: str, x: str, y: str) -> go.Figure:
 
 
 def certified_accuracy(
-    runs: Mapping[str, Sequence[Record]], *, unit: str, title: str = "Certified accuracy"
+    runs: Mapping[str, Sequence[Record]],
+    *,
+    unit: str,
+    title: str = "Certified accuracy",
+    looks: Mapping[str, Style] | None = None,
 ) -> go.Figure:
-    """Certified accuracy against radius, a line a run."""
+    """Certified accuracy against radius, a line a run. looks: of runs whose names do not tell."""
     figure = empty(title, f"radius r ({unit})", "certified accuracy (%)")
     radii = analysis.radius_grid(list(runs.values()))
     for position, (name, records) in enumerate(runs.items()):
-        look = style(name, position)
-        figure.add_scatter(
-            x=radii,
-            y=100 * analysis.certified_accuracy(records, radii),
-            name=f"{name} (ACR {analysis.average_certified_radius(records):.3f}, {len(records)} images)",
-            line={"color": look.color, "dash": look.dash, "width": 2.5, "shape": "vh"},
-            hovertemplate=f"{name}<br>%{{y:.1f}} % certified at radius %{{x:.3f}}<extra></extra>",
-        )
+        look = (looks or {}).get(name) or style(name, position)
+        line = accuracy_line(name, radii, analysis.certified_accuracy(records, radii), look)
+        acr = analysis.average_certified_radius(records)
+        figure.add_trace(line.update(name=f"{name} (ACR {acr:.3f}, {len(records)} images)"))
     return figure
+
+
+def accuracy_line(name: str, radii: analysis.Array, shares: analysis.Array, look: Style) -> go.Scatter:
+    """A line of certified accuracy, given as shares at radii."""
+    return go.Scatter(
+        x=radii,
+        y=100 * shares,
+        name=name,
+        line={"color": look.color, "dash": look.dash, "width": 2.5, "shape": "vh"},
+        mode="lines",
+        hovertemplate=f"{name}<br>%{{y:.1f}} % certified at radius %{{x:.3f}}<extra></extra>",
+    )
 
 
 def sigma_distribution(records: Sequence[Record], sigma_0: float, *, scale_name: str) -> go.Figure:

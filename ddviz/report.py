@@ -245,7 +245,8 @@ def _zoo_table(runs: Sequence[Finished]) -> str:
     told = circumstances([run.config for run in runs], SHARED + SEARCH)
     parts = [f"Certified accuracy in percent at each radius. Settings: {told}.", analysis.markdown(rows)]
     if len({run.sigma for run in runs}) > 1:
-        parts += ["The best over sigma, at each radius and in ACR:", analysis.markdown(_envelopes(runs, radii))]
+        named = [(run.name, run.sigma, run.records) for run in runs]
+        parts += ["The best over sigma, at each radius and in ACR:", analysis.markdown(envelopes(named, radii))]
     if published:
         numbers = sorted({row.table for row in published.values()})
         which = f"tables {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"table {numbers[0]}"
@@ -272,13 +273,14 @@ def _cells(values: np.ndarray, radii: Sequence[float]) -> dict[str, str]:
     return {name: f"{value:.1f}" for name, value in zip(header(radii), values, strict=True)}
 
 
-def _envelopes(runs: Sequence[Finished], radii: Sequence[float]) -> dict[str, dict[str, str]]:
+def envelopes(runs: Sequence[tuple[str, float, Sequence[Record]]], radii: Sequence[float]) -> dict[str, dict[str, str]]:
+    """Cells of a table of the best over sigma, a row a name, of runs (name, sigma, records)."""
     rows = {}
-    for name in dict.fromkeys(run.name for run in runs):
-        records = [run.records for run in runs if run.name == name]
-        rows[name] = _cells(100 * analysis.envelope(records, radii), radii)
-        rows[name]["ACR"] = f"{max(map(analysis.average_certified_radius, records)):.3f}"
-        rows[name]["sigmas"] = ", ".join(f"{run.sigma:g}" for run in runs if run.name == name)
+    for name in dict.fromkeys(name for name, *_ in runs):
+        own = [(sigma, records) for other, sigma, records in runs if other == name]
+        rows[name] = _cells(100 * analysis.envelope([records for _, records in own], radii), radii)
+        rows[name]["ACR"] = f"{max(analysis.average_certified_radius(records) for _, records in own):.3f}"
+        rows[name]["sigmas"] = ", ".join(f"{sigma:g}" for sigma, _ in own)
     return rows
 
 

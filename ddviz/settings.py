@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 
@@ -14,13 +14,17 @@ from ddviz.datasets import DATASETS, user_path
 from ddviz.errors import InputError
 
 _MARK = "_ddviz_guarded"
+Number = TypeVar("Number", int, float)
 
 
 class Settings:
     """Base of the settings dataclasses; a subclass checks its own values in `_check`.
 
-    papermill and users are forgiven an int for a float, and a whole float (1e5) for an int.
+    papermill and users are forgiven an int for a float, and a whole float (1e5) for an int. Fields that are named in
+    `_lists` are numbers separated by commas; one alone may be a number, as which papermill reads it.
     """
+
+    _lists: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -62,7 +66,7 @@ class Settings:
                 value = float(value)
             elif field.type is int and type(value) is float and value.is_integer():
                 value = int(value)
-            elif field.type is str and isinstance(value, Path):
+            elif isinstance(value, Path if field.name not in self._lists else int | float) and field.type is str:
                 value = str(value)
             elif type(value) is not field.type:
                 kind = getattr(field.type, "__name__", field.type)
@@ -81,6 +85,21 @@ class Settings:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"expected {name} >= {low}, got {getattr(self, name)}.")
+
+    def _numbers(self, name: str, kind: type[Number], least: float) -> list[Number]:
+        """The numbers in a field that lists them, ascending, each once."""
+        text = getattr(self, name)
+        try:
+            numbers = sorted({kind(part) for part in text.split(",")})
+        except ValueError:
+            raise InputError(f'expected {name} to be numbers separated by commas ("1,2,4"), got {text!r}.') from None
+        if not numbers[0] >= least:
+            raise InputError(f"expected {name} >= {least:g}, got {numbers[0]:g}.")
+        return numbers
+
+    def _check_results(self, results: str) -> None:
+        if results and not user_path(results).is_dir():
+            raise InputError(f"expected results to be a folder of finished runs, got {results!r}. Leave it empty.")
 
     def _check_sigma(self, sigma: float) -> None:
         if sigma <= 0:

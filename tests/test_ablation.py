@@ -12,7 +12,7 @@ from test_config import assert_parameters_are_fields
 from ddviz import InputError, Record, RunConfig, ablation, ablation_plots, plots
 from ddviz import __main__ as command_line
 from ddviz.ablation import Study
-from ddviz.records import write_records
+from ddviz.records import ABSTAIN, write_records
 from ddviz.report import with_table
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -157,6 +157,8 @@ def test_images_far_above_sigma_0_are_told_apart(root):
     assert ascent[2:4] == ["0", ""]
     assert grid[1:4] == [f"{NETWORK}: grid", "2", "class 1, 2 times"]
     assert grid[4] == str(shown["grid"].gain) and grid[5].endswith("± nan")  # one image
+    write_records(root / "grid" / f"{NETWORK}-ds" / "records.tsv", [replace(far[0], predict=ABSTAIN, correct=0)])
+    assert "| 1 | abstains, 1 times |" in ablation.reach_table(ablation.read(root))
 
 
 @pytest.mark.parametrize("evaluations", [200, 531, 532, 1000])

@@ -18,8 +18,8 @@ FLOORS = """
     records checkpoints models runfolder trainfolder
     inference backends sampling sigma analysis paper batches objectives
     budget certify memory recipe trainer training plots live
-    config bench experiment exploration comparison report ablation plan estimate overview driver
-    plane scenes plane_scenes compare_scenes ablation_plots widgets explorer tour comparer
+    config bench experiment exploration comparison report ablation iterations grids plan estimate overview driver
+    plane scenes plane_scenes compare_scenes ablation_plots iteration_plots grid_plots widgets explorer tour comparer
     report_tables report_plots exports
     __init__
     __main__

@@ -9,6 +9,8 @@ import pytest
 import ddviz
 from ddviz import ablation, analysis
 from ddviz.ablation import Study
+from ddviz.driver import Experiments
+from ddviz.iterations import IterationStudy
 from ddviz.report_tables import Report
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +78,9 @@ def test_the_example_runs():
 def test_every_parameter_that_is_named_exists():
     named = set(re.findall(r"-p (\w+) ", README))
     assert len(named) > 8 and named <= {
-        field.name for kind in (ddviz.RunConfig, ddviz.Recipe, Study, Report) for field in fields(kind)
+        field.name
+        for kind in (ddviz.RunConfig, ddviz.Recipe, Study, IterationStudy, Report, Experiments)
+        for field in fields(kind)
     }
 
 
