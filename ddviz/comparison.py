@@ -20,6 +20,7 @@ from ddviz.records import ABSTAIN, REQUIRED, Record, column, read_records
 from ddviz.settings import Settings
 
 _PARTS = {"certificates.tsv", "sigmas.tsv"}  # of a run folder, beside records.tsv
+_OTHERS = {"history.tsv", "paths.tsv"}  # of training runs and of the ablation of K
 _TAIL = re.compile(rf"-({'|'.join(METHODS)})$")
 
 
@@ -112,7 +113,7 @@ def find(folder: str | Path) -> tuple[list[FoundRun], list[str]]:
     if not root.exists():
         raise InputError(f"expected a folder of finished runs, got {str(folder)!r}, which does not exist.")
     tables = [path for path in root.rglob("*.tsv") if path.is_file()] if root.is_dir() else [root]
-    wanted = [path for path in tables if path.name not in _PARTS]
+    wanted = [path for path in tables if path.name not in _PARTS | _OTHERS]
     files = sorted((path for path in wanted if _is_record_file(path)), key=_order)
     left_out = [f"{path.name} (no record file)" for path in sorted(set(wanted) - set(files))]
     unfinished = {path.parent for path in tables if path.name in _PARTS} - {path.parent for path in files}

@@ -8,6 +8,7 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,6 +20,7 @@ import papermill
 import psutil
 from jupyter_core.utils import ensure_event_loop
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
 from ddviz import plan
 from ddviz.errors import InputError
@@ -74,10 +76,10 @@ def found(settings: Experiments) -> Overview:
     """The runs of a plan as they stand, with the cost of those that are not done as estimated on this device."""
     about, runs = settings.planned
     progress = [Progress(run) for run in runs]
-    for each in progress:
-        if not _is_done(each):
-            with suppress(InputError):  # data that are missing: the run itself will say so
-                each.expected = estimate(each.run)
+    waiting = [each for each in progress if not _is_done(each)]
+    for each in tqdm(waiting, "estimating", mininterval=_EVERY, unit="run", ncols=100, file=sys.stdout):
+        with suppress(InputError):  # data that are missing: the run itself will say so
+            each.expected = estimate(each.run)
     return Overview(about, progress)
 
 
@@ -173,7 +175,7 @@ def _in_background(notebook: Path, output: Path, run: PlannedRun) -> Iterator[Fu
 
 def _papermill(notebook: Path, output: Path, run: PlannedRun) -> None:
     loop = ensure_event_loop()  # what papermill awaits with; nobody else would close this thread's
-    quiet = ["--log-level=ERROR"]  # a kernel warns on our output that it listens to this machine
+    quiet = ["--log-level=CRITICAL"]  # a kernel would tell on our output that it listens and that it is asked to end
     given = {"parameters": dict(run.parameters), "progress_bar": False, "extra_arguments": quiet}
     try:
         papermill.execute_notebook(str(notebook), str(output), **given)

@@ -26,7 +26,7 @@ from ddviz.plan import PlannedRun
 from ddviz.recipe import DEFAULT_ARCH, Recipe
 from ddviz.sampling import Sampler, side_by_side
 from ddviz.settings import Settings, torch_device
-from ddviz.sigma import Ascent, Solver, default_search_batch
+from ddviz.sigma import Ascent, Grid, Solver, default_search_batch
 from ddviz.smoothing import SMOOTHINGS
 from ddviz.trainer import Precision
 
@@ -67,10 +67,10 @@ def estimate(run: PlannedRun) -> Estimate:
 
     Raises: InputError where a folder of images is not there.
     """
-    settings, arch = run.settings, run.labels.get("model", "")
+    settings = run.settings
     if isinstance(settings, Recipe):
         return Estimate(seconds=_OPENING) + _training(settings)
-    parts = [_certification(config, method, arch) for config in _configs(settings) for method in config.methods]
+    parts = [_certification(config, method, run.arch) for config in _configs(settings) for method in config.methods]
     return sum(parts, Estimate(seconds=_OPENING))
 
 
@@ -95,7 +95,9 @@ def _certification(config: RunConfig, method: str, arch: str) -> Estimate:
 
 def _short(solver: Solver) -> Solver:
     """A search of which an evaluation costs the same, in few."""
-    return replace(solver, iterations=2) if isinstance(solver, Ascent) else solver
+    if isinstance(solver, Ascent):
+        return replace(solver, iterations=2)
+    return replace(solver, evaluations=2 * solver.samples) if isinstance(solver, Grid) else solver
 
 
 def _training(recipe: Recipe) -> Estimate:
@@ -172,11 +174,13 @@ class _Pace:
     @cache  # noqa: B019 (there are as many paces as architectures)
     def searching(self, solver: Solver) -> float:
         """In a search."""
-        forms = {"plain": lambda: self._network, "forward": lambda: self._sampler.forward}
-        gradient = partial(compile_gradient, self._network, self._image, DTYPES[self.dtype])
-        forward, workers = forms.get(solver.form, gradient)(), self._sampler.workers
-        images = self._image.expand(min(16, default_search_batch(self._image, solver.samples)), *self.shape)
-        search = partial(solver, forward, images, _ANY_SIGMA)
+        if solver.form == "forward":
+            return self.counting
+        plain, workers = solver.form == "plain", self._sampler.workers
+        network = self._network if plain else compile_gradient(self._network, self._image, DTYPES[self.dtype])
+        most = default_search_batch(self._image, solver.samples)
+        images = self._image.expand(most if self.device.type == "cuda" else min(8, most), *self.shape)
+        search = partial(solver, network, images, _ANY_SIGMA)
         return _measured(lambda: side_by_side(workers, *[search] * workers), workers * len(images) * solver.planned)
 
     @cached_property

@@ -74,7 +74,7 @@ class Overview:
     def __str__(self) -> str:
         counts = [f"{len(self[state])} {state}" for state in _MARKS if self[state]]
         left = self.seconds_left
-        until = (datetime.now() + timedelta(seconds=left)).strftime("%a %H:%M")
+        until = (datetime.now() + timedelta(seconds=left)).strftime("%a %H:%M" if left < 5 * 86_400 else "%d %B %Y")
         return ", ".join(counts) + (f"; about {told(left)} left, until {until}" if left else "")
 
     def table(self) -> str:
@@ -106,6 +106,12 @@ class Overview:
         lost = [*self["failed"], *self["left out"]]
         return "\n".join(f"- **{each.run.name}**: {each.message} (`{each.notebook}`)" for each in lost)
 
+    @property
+    def report_command(self) -> str:
+        """The command that reports on all runs."""
+        root = self.progress[0].run.folder.parent
+        return f"papermill notebooks/report.ipynb {root}/report.ipynb -p results {root} -p export {root}/report"
+
     def raise_failures(self) -> None:
         """End with an error where something failed, for scripts that ask.
 
@@ -122,9 +128,17 @@ def _cost_cells(notebook: str, cost: Estimate, state: State) -> dict[str, str]:
     return {
         "notebook": notebook,
         "certificates": f"{cost.certificates:,}" if cost.certificates else "",
-        "network evaluations": f"{cost.evaluations:,.3g}" if cost.evaluations > 1e6 else f"{cost.evaluations:,}",
+        "network evaluations": told_count(cost.evaluations),
         "time here": told(cost.seconds),
     }
+
+
+def told_count(number: int) -> str:
+    """A number for people."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:,}"
 
 
 def told(seconds: float) -> str:

@@ -51,7 +51,8 @@ _RUN = "run:"
 class PlannedRun:
     """One notebook to execute.
 
-    folder: of everything that it leaves. needs: the run whose network it takes, "" for none.
+    folder: of everything that it leaves. needs: the run whose network it takes, "" for none. arch: of the network, as
+    far as the plan tells.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PlannedRun:
     settings: Settings
     folder: Path
     needs: str = ""
+    arch: str = ""
 
     @property
     def command(self) -> str:
@@ -164,17 +166,18 @@ def _planned(
     given = dict(shared) | parameters | dict(overrides)
     parameters = {name: value for name, value in given.items() if name in known} | {"run_root": str(folder)}
     labels, needs = {key: str(value) for key, value in (row.get("labels") or {}).items()}, ""
+    arch = labels.get("model", "")
     for setting in ("checkpoint", "init"):
         if str(parameters.get(setting, "")).startswith(_RUN):
             needs = str(parameters[setting]).removeprefix(_RUN)
             recipe = _trains(needs, before, where)
             parameters[setting] = str(TrainFolder(user_path(recipe.run_root) / recipe.title).weights)
-            labels = {"model": recipe.arch or DEFAULT_ARCH.get(recipe.dataset, "")} | labels
+            arch = recipe.arch or DEFAULT_ARCH.get(recipe.dataset, "")
     try:
         settings = kind(**parameters)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return PlannedRun(name, notebook, parameters, labels, settings, folder, needs)
+    return PlannedRun(name, notebook, parameters, labels, settings, folder, needs, arch)
 
 
 def _trains(name: str, before: Mapping[str, PlannedRun], where: str) -> Recipe:
@@ -198,6 +201,6 @@ def _selected(runs: Mapping[str, PlannedRun], only: str) -> list[PlannedRun]:
 
 def weights_needed(runs: Sequence[PlannedRun]) -> list[str]:
     """Checkpoint files that runs name and that are not there; those that other runs will make are left out."""
-    named = [str(run.parameters.get("checkpoint", "")) for run in runs if not run.needs]
-    files = dict.fromkeys(name for name in named if name and not name.startswith("zoo:"))
-    return [name for name in files if not user_path(name).exists()]
+    named = {str(run.parameters.get("checkpoint", "")): run.folder.parent for run in runs if not run.needs}
+    foreign = [name for name, plan in named.items() if name and not name.startswith(("zoo:", str(plan)))]
+    return [name for name in foreign if not user_path(name).exists()]

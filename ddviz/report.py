@@ -28,11 +28,12 @@ SHOWN = {"cohen": "Cohen", "smoothadv": "SmoothAdv", "macer": "MACER", "yang": "
 """Training methods, as the paper's tables call them."""
 
 JOB = "job.json"
-"""Beside or above run folders: the labels of their network, and the command that made them."""
+"""Beside or above run folders: the labels of their network, the notebook and the command that made them."""
 
 _NAME = re.compile(rf"(\w+)-(\w+)-({'|'.join(SHOWN)})-[\d.]+-(fs|ds2)")  # of a network of the zoo
 _LABELS = ("dataset", "model", "method", "training")
 _KINDS = {("fs", "fixed"): "", ("fs", "ds"): "-DS", ("ds2", "fixed"): "-DS2, fixed", ("ds2", "ds"): "-DS2"}
+_CERTIFY = "certify"  # the notebook whose runs stand in tables
 _ALGORITHM_1 = ("ascent", "ascent-fast")
 
 
@@ -133,6 +134,8 @@ def search(root: str | Path) -> Search:
     for run in candidates:
         job_file = next(filter(Path.exists, (folder / JOB for folder in run.path.absolute().parents)), None)
         job = _job(job_file) if job_file else {}
+        if job.get("notebook", _CERTIFY) != _CERTIFY:  # an ablation's, or a quick look after training
+            continue
         if _aside(run.path.parent, folders, user_path(root), job_file):
             left_out.append(f"{run.name} (a study beside the runs of its parent folder)")
         elif (finished := _labelled(run, job)) is None:

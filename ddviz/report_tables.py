@@ -28,8 +28,8 @@ _LEGEND = (
 class Report(Settings):
     """What to report on: the parameters of `notebooks/report.ipynb`, folders all.
 
-    results: of finished runs, at any depth. iterations_results, grid_results: of the ablations, "" for none. export:
-    where tables and figures are written to, "" for nowhere.
+    results: of finished runs, at any depth. iterations_results, grid_results: of the ablations, "" for those in it.
+    export: where tables and figures are written to, "" for nowhere.
     """
 
     results: str = "results/cifar10"

@@ -20,7 +20,7 @@ FLOORS = """
     budget certify memory recipe trainer training plots live
     config bench experiment exploration comparison report ablation iterations grids plan estimate overview driver
     plane scenes plane_scenes compare_scenes ablation_plots iteration_plots grid_plots widgets explorer tour comparer
-    report_tables report_plots exports
+    report_tables report_plots report_studies exports
     __init__
     __main__
 """.split()

@@ -11,7 +11,8 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 def run(notebook: str, folder: Path, **parameters: object) -> nbformat.NotebookNode:
     """Execute a notebook of the package; its output and, unless told otherwise, its runs lie in a folder."""
-    parameters = {"run_root": str(folder / "runs"), **parameters}
+    if notebook != "report.ipynb":  # which makes no runs
+        parameters = {"run_root": str(folder / "runs"), **parameters}
     return papermill.execute_notebook(
         str(NOTEBOOKS / notebook), str(folder / "out.ipynb"), parameters, progress_bar=False
     )

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import headless
-from headless import NOTEBOOKS, outputs
+from headless import NOTEBOOKS, PLOTLY, outputs
 
 import ddviz
 from ddviz import driver, plan
@@ -78,6 +78,17 @@ def test_the_records_are_those_of_runs_that_nobody_killed(smoke, tmp_path):
                 assert kept.read_bytes() == (made.folder / "records.tsv").read_bytes()
                 compared += 1
     assert compared == 6
+
+
+@pytest.mark.slow
+def test_the_report_renders_from_its_folders(smoke, tmp_path):
+    report = headless.run("report.ipynb", tmp_path, results=str(smoke / "smoke"))
+    title, gained, levels, steps, searches, _ = outputs(report, "text/markdown")
+    assert title.startswith("# digits (cnn, l1): Yang; digits (cnn, l2): Cohen, SmoothAdv, MACER")
+    assert all(f"**{name}, halving over" in gained for name in ("Cohen-DS", "SmoothAdv-DS2", "MACER-DS"))
+    assert "**Yang-DS over Yang**" in gained and "papermill notebooks/certify.ipynb" in levels
+    assert "K = 20**" in steps and "grid, n = 4, 100**" in searches
+    assert len(outputs(report, PLOTLY)) == 2 * 4 + 4
 
 
 def test_a_dry_run_costs_and_makes_nothing(tmp_path):

@@ -22,7 +22,7 @@ def run(target: Path, **parameters: object) -> nbformat.NotebookNode:
 
 def test_the_published_solvers_beside_the_paper(tmp_path):
     notebook = run(tmp_path, results="results/solvers", export=str(tmp_path / "export"))
-    title, gained, levels, told = outputs(notebook, "text/markdown")
+    title, gained, levels, *_, told = outputs(notebook, "text/markdown")
     assert title.startswith("# CIFAR-10 (resnet20, l2): Cohen, SmoothAdv, MACER") and "JPEG-recompressed" in title
     assert gained.count("\n| **") == 6 and "**Cohen-DS, halving over Cohen** | +3.6" in gained
     assert [line for line in levels.splitlines() if line.startswith("###")] == [
@@ -49,7 +49,8 @@ def test_an_experiment_with_l1_and_imagenet(tmp_path):
         labels = {"dataset": dataset, "model": "resnet50", "method": method, "training": "fs"}
         (folder.parent / "job.json").write_text(json.dumps({"labels": labels, "command": f"make {method}"}))
     notebook = run(tmp_path, results=str(tmp_path / "runs"))
-    title, gained, levels, told = outputs(notebook, "text/markdown")
+    title, gained, levels, steps, searches, told = outputs(notebook, "text/markdown")
+    assert steps == searches == "No such runs."
     assert title == "# CIFAR-10 (resnet50, l1): Yang; ImageNet (resnet50, l2): Cohen"
     assert gained.count("+0.300 ± 0.000") == 2
     assert "### Table 4: Yang on CIFAR-10 (resnet50, l1)" in levels and "    make yang" in levels
