@@ -134,8 +134,8 @@ def prepare(config: RunConfig, network: nn.Module | None = None, images: ImageSe
             backend=config.backend,
         )
         agreement = _agreement(sampler, on_device, pixels, config)
-    if agreement:
-        base = replace(base, notes=(*base.notes, f"{agreement}."))
+    notes = [_few_classes(images), f"{agreement}." if agreement else ""]
+    base = replace(base, notes=(*base.notes, *filter(None, notes)))
     return Bench(
         config=config,
         images=images,
@@ -147,6 +147,18 @@ def prepare(config: RunConfig, network: nn.Module | None = None, images: ImageSe
         images_hash=short_hash(images.classes, list(map(int, images.labels))),
         model_hash=short_hash(base.digest, answers),
         agreement=agreement,
+    )
+
+
+def _few_classes(images: ImageSet) -> str:
+    """A warning where the images are too few of the classes for that to be chance: folders lie in class order."""
+    present, known = len({int(images.labels[index]) for index in images.indices}), len(images.classes)
+    if len(images) < 4 * known or present > 0.8 * known:
+        return ""
+    spread = len(images.labels) // len(images)
+    return (
+        f"The {len(images)} images are of {present} of the {known} classes alone, since the data lie in class order: "
+        f"results do not speak for all. Set skip={spread} to spread as many over all of them."
     )
 
 

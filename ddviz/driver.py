@@ -114,7 +114,7 @@ def execute(study: Overview, show: Callable[[Overview], object] = lambda _: None
             else:
                 _make(progress, source / f"{run.notebook}.ipynb", lambda: show(study))
             ended = f"{progress.state} after {told(progress.seconds)}"
-            why = f": {progress.message}" if progress.message else ""
+            why = f": {progress.message.rstrip('.')}" if progress.message else ""
             print(f"{number} of {len(study.progress)}, {run.name}, {ended}{why}. {study}.", flush=True)
             show(study)
 

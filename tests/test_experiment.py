@@ -304,3 +304,20 @@ def test_a_run_that_decides_has_one_radius_and_says_what_it_drew(tmp_path):
     assert (stored["budget"], stored["target_radius"]) == ("decide", 0.3)
     with pytest.raises(InputError, match=r"^target_radius was 0\.3 when .* and is 0\.1 now"):
         ddviz.run(replace(config, target_radius=0.1))
+
+
+@pytest.mark.parametrize(
+    ("indices", "said"),
+    [
+        (range(100), ["The 100 images are of 3 of the 10 classes alone", "Set skip=4 to spread"]),
+        (range(0, 400, 4), []),
+        (range(30), []),  # so few may miss classes wherever they lie
+    ],
+)
+def test_images_of_few_classes_are_noted(tmp_path, indices, said):
+    """A folder's images lie in class order: the first hundred are no sample of all."""
+    digits = ddviz.datasets.load("digits")
+    ordered = replace(digits, labels=[i // 40 for i in range(400)], indices=indices, read=lambda _: digits.image(0))
+    notes = prepare(small(tmp_path), images=ordered).base.notes
+    told = [note for note in notes if "classes alone" in note]
+    assert len(told) == bool(said) and all(part in told[0] for part in said)
