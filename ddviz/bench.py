@@ -153,9 +153,10 @@ def prepare(config: RunConfig, network: nn.Module | None = None, images: ImageSe
 def _few_classes(images: ImageSet) -> str:
     """A warning where the images are too few of the classes for that to be chance: folders lie in class order."""
     present, known = len({int(images.labels[index]) for index in images.indices}), len(images.classes)
-    if len(images) < 4 * known or present > 0.8 * known:
-        return ""
+    by_chance = known * (1 - (1 - 1 / known) ** len(images))
     spread = len(images.labels) // len(images)
+    if len(images) < 20 or present > 0.6 * by_chance or spread < 2:
+        return ""
     return (
         f"The {len(images)} images are of {present} of the {known} classes alone, since the data lie in class order: "
         f"results do not speak for all. Set skip={spread} to spread as many over all of them."

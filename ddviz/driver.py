@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import papermill
 import psutil
@@ -32,6 +33,7 @@ from ddviz.runfolder import Folder
 from ddviz.settings import Settings
 
 _EVERY = 2.0  # seconds between two looks at a running notebook
+_MAY_CHANGE = {"data_root", "download", "max_images", "method"}  # a run that has ended goes on with these
 _GRACE = 15.0  # seconds that an interrupted notebook has to end by itself
 
 
@@ -78,20 +80,20 @@ def found(settings: Experiments) -> Overview:
     progress = [Progress(run) for run in runs]
     waiting = [each for each in progress if not _is_done(each)]
     for each in tqdm(waiting, "estimating", mininterval=_EVERY, unit="run", ncols=100, file=sys.stdout):
-        with suppress(InputError):  # data that are missing: the run itself will say so
+        try:
             each.expected = estimate(each.run)
+        except InputError as error:  # such as data that are missing: the run itself will say so
+            each.unknown = str(error)
     return Overview(about, progress)
 
 
 def _is_done(progress: Progress) -> bool:
     """Whether a run has ended well; if so it is marked."""
-    try:
-        job = json.loads(progress.job.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not ended, or damaged: the notebook finds what it has done by itself
-        return False
+    job = _job(progress)
     if job.get("state") != "done" or not progress.notebook.exists() or not progress.identity.items() <= job.items():
         return False
-    progress.state, progress.seconds, progress.certificates = "done", job["seconds"], job["certificates"]
+    progress.state, progress.seconds = "done", job.get("seconds", 0.0)
+    progress.certificates = job.get("certificates", 0)
     return True
 
 
@@ -109,8 +111,9 @@ def execute(study: Overview, show: Callable[[Overview], object] = lambda _: None
             run = progress.run
             if _is_done(progress):
                 continue
-            if run.needs in {each.run.name for each in (*study["failed"], *study["left out"])}:
-                progress.state, progress.message = "left out", f"it needs the network of {run.needs}"
+            lost = {each.run.name for each in (*study["failed"], *study["left out"])}
+            if missing := [name for name in run.needs if name in lost]:
+                progress.state, progress.message = "left out", f"it needs the network of {', '.join(missing)}"
             else:
                 _make(progress, source / f"{run.notebook}.ipynb", lambda: show(study))
             ended = f"{progress.state} after {told(progress.seconds)}"
@@ -136,24 +139,60 @@ def notebooks_folder() -> Path:
 def _make(progress: Progress, notebook: Path, show: Callable[[], object]) -> None:
     """Execute one notebook in a kernel of its own, and note how it ended."""
     run, began = progress.run, time.monotonic()
+    if changed := _changed_since_done(progress):
+        progress.state = "failed"
+        progress.message = (
+            f"{run.folder} holds a finished run with other settings ({changed}). Set them back, give the run another "
+            "name or run_root, or remove the folder"
+        )
+        return  # what is there stays as it is
     progress.state, progress.message = "running", ""
-    try:
-        with _in_background(notebook, progress.notebook, run) as ended:
-            while not ended.done():
-                wait([ended], timeout=_EVERY)
-                progress.seconds, progress.certificates = time.monotonic() - began, _certificates(run.folder)
-                show()
-            ended.result()
-        progress.state, progress.certificates = "done", _certificates(run.folder)
-    except PapermillExecutionError as error:
+    _note(progress)
+    with _in_background(notebook, progress.notebook, run) as ended:
+        while not ended.done():
+            wait([ended], timeout=_EVERY)
+            progress.seconds, progress.certificates = time.monotonic() - began, _certificates(run.folder)
+            show()
+    error = ended.exception()
+    if isinstance(error, PapermillExecutionError):
         progress.state, progress.message = "failed", f"{error.ename}: {error.evalue}".strip()
-    except Exception as error:  # whatever befell this notebook, the next one may be well
+    elif error:  # whatever befell this notebook, the next one may be well
         progress.state, progress.message = "failed", f"{type(error).__name__}: {error}".strip()
+    else:
+        progress.state = "done"
+    progress.certificates = _certificates(run.folder)
+    _note(progress)
+
+
+def _note(progress: Progress) -> None:
+    """Write job.json; a report takes the runs in a folder for what it says, also while they are made."""
     job = progress.identity | {
-        **{"name": run.name, "command": run.command, "state": progress.state, "message": progress.message},
-        **{"seconds": round(progress.seconds, 1), "certificates": progress.certificates},
+        "name": progress.run.name,
+        "command": progress.run.command,
+        "state": progress.state,
+        "message": progress.message,
+        "seconds": round(progress.seconds, 1),
+        "certificates": progress.certificates,
     }
     write_atomically(progress.job, json.dumps(job, indent=2) + "\n")
+
+
+def _changed_since_done(progress: Progress) -> str:
+    """The settings that differ from those of a run that has ended well, "" for none or where none has."""
+    job = _job(progress)
+    if job.get("state") != "done":
+        return ""
+    old, new = job.get("parameters", {}), progress.run.parameters
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in _MAY_CHANGE]
+    return ", ".join(f"{name} was {old.get(name, 'its default')}, is {new.get(name, 'its default')}" for name in names)
+
+
+def _job(progress: Progress) -> dict[str, Any]:
+    try:
+        job = json.loads(progress.job.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not begun, or damaged: the notebook finds what it has done by itself
+        return {}
+    return job if isinstance(job, dict) else {}
 
 
 @contextmanager

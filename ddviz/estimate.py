@@ -87,7 +87,13 @@ def _configs(settings: Settings) -> list[RunConfig]:
 
 def _certification(config: RunConfig, method: str, arch: str) -> Estimate:
     images, solver = _images(config), config.make_solver()
-    pace = _pace(config.dataset, config.data_root, arch or _arch(config), torch_device(config.device), config.dtype)
+    pace = _pace(
+        config.dataset,
+        config.data_root,
+        config.arch or arch or _arch(config),
+        torch_device(config.device),
+        config.dtype,
+    )
     searched = solver.planned if method == "ds" else 0
     seconds = (config.n0 + config.n) * pace.counting + (searched * pace.searching(_short(solver)) if searched else 0)
     return Estimate(images, images * (config.n0 + config.n + searched), images * seconds)
@@ -130,9 +136,7 @@ def _set(dataset: str, data_root: str, split: str) -> ImageSet:
 
 
 def _arch(config: RunConfig) -> str:
-    """The architecture that a run uses, as far as can be told before its weights are there."""
-    if config.arch:
-        return config.arch
+    """The architecture that a run's checkpoint has, or probably has where it is not there."""
     try:
         return models.load(config.dataset, checkpoint=config.checkpoint, sigma=config.sigma).arch
     except InputError:

@@ -27,7 +27,7 @@ _UID = re.compile(rb"defs-([0-9a-f]{6})")  # drawn anew for each picture
 def write(folder: str, about: str, tables: Sequence[Table], figures: Mapping[str, go.Figure]) -> str:
     """Write tables as Markdown, CSV and LaTeX, figures as HTML and, where kaleido and a browser are there, SVG and PNG.
 
-    HTML files share one plotly.js beside them and need no network. about: Markdown for the README.md beside them, since
+    HTML files share one plotly.js beside them and need no network. about: Markdown for the about.md beside them, since
     tables without their circumstances mislead. Returns one line of what was done.
 
     Raises: ResourceError where the folder cannot be written.
@@ -35,7 +35,7 @@ def write(folder: str, about: str, tables: Sequence[Table], figures: Mapping[str
     if not folder:
         return "No `export` folder is named: nothing was written."
     root = user_path(folder)
-    write_atomically(root / "README.md", f"{about}\n")
+    write_atomically(root / "about.md", f"{about}\n")
     for table in tables:
         for ending, form in FORMS.items():
             write_atomically(root / f"{table.key}.{ending}", form(table))

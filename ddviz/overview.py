@@ -1,5 +1,6 @@
 """How far the runs of a plan are: what each has cost and will cost, and how it ended."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,7 +24,10 @@ _MARKS: dict[State, str] = {
 
 @dataclass
 class Progress:
-    """A run, how far it is, and how it ended. seconds: of the last session. certificates: made, of those expected."""
+    """A run, how far it is, and how it ended. seconds: of the last session. certificates: made, of those expected.
+
+    unknown: why its cost is not known, "" where it is.
+    """
 
     run: PlannedRun
     expected: Estimate = NOTHING
@@ -31,6 +35,7 @@ class Progress:
     seconds: float = 0.0
     certificates: int = 0
     message: str = ""
+    unknown: str = ""
 
     @property
     def job(self) -> Path:
@@ -95,10 +100,12 @@ class Overview:
 
     def plan_table(self) -> str:
         """Markdown: what each run that is not done would cost, and which weights are missing."""
-        rows = {each.run.name: _cost_cells(each.run.notebook, each.expected, each.state) for each in self.progress}
-        rows["all that are not done"] = _cost_cells("", self.total, "waiting")
+        rows = {each.run.name: _cost_cells(each) for each in self.progress}
+        known = "all that are known" if any(each.unknown for each in self.progress) else "all that are not done"
+        rows[known] = {"notebook": "", **_told_cost(self.total)}
         missing = plan.weights_needed([each.run for each in self.progress])
         lines = [f"- missing: `{name}`" for name in missing]
+        lines += [f"- {each.run.name} is not known: {each.unknown}" for each in self.progress if each.unknown]
         return "\n".join([f"**{self.about}**\n\n{analysis.markdown(rows)}\n", *lines])
 
     def failures(self) -> str:
@@ -110,7 +117,8 @@ class Overview:
     def report_command(self) -> str:
         """The command that reports on all runs."""
         root = self.progress[0].run.folder.parent
-        return f"papermill notebooks/report.ipynb {root}/report.ipynb -p results {root} -p export {root}/report"
+        out, results, export = (shlex.quote(str(path)) for path in (root / "report.ipynb", root, root / "report"))
+        return f"papermill notebooks/report.ipynb {out} -p results {results} -p export {export}"
 
     def raise_failures(self) -> None:
         """End with an error where something failed, for scripts that ask.
@@ -122,11 +130,15 @@ class Overview:
             raise InputError(f"expected all runs to succeed, {len(lost)} of {len(self.progress)} did not: {names}.")
 
 
-def _cost_cells(notebook: str, cost: Estimate, state: State) -> dict[str, str]:
-    if state == "done":
-        return {"notebook": notebook, "certificates": "", "network evaluations": "", "time here": "✓ done"}
+def _cost_cells(progress: Progress) -> dict[str, str]:
+    cost = _told_cost(progress.expected)
+    if progress.state == "done" or progress.unknown:
+        cost = dict.fromkeys(cost, "") | {"time here": "?" if progress.unknown else _MARKS["done"]}
+    return {"notebook": progress.run.notebook, **cost}
+
+
+def _told_cost(cost: Estimate) -> dict[str, str]:
     return {
-        "notebook": notebook,
         "certificates": f"{cost.certificates:,}" if cost.certificates else "",
         "network evaluations": told_count(cost.evaluations),
         "time here": told(cost.seconds),

@@ -9,10 +9,12 @@
         parameters: {checkpoint: "zoo:digits-cnn-{method}-{sigma}-fs", sigma: "{sigma}"}
         labels: {method: "{method}"}      # for the report, where the checkpoint's name does not tell
 
-A checkpoint (or init) "run:NAME" is the network that an earlier run with train.ipynb leaves. {checkpoints} in a text is
+A checkpoint (or init) "run:NAME" is the network that an earlier run with train.ipynb leaves; `needs: [NAME, ...]` names
+more such runs. {checkpoints} in a text is
 the user's folder of networks, {folder} that of the plan's runs.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,6 +31,7 @@ from ddviz.datasets import user_path
 from ddviz.errors import InputError
 from ddviz.grids import GridStudy
 from ddviz.iterations import IterationStudy
+from ddviz.networks import ARCHITECTURES
 from ddviz.recipe import DEFAULT_ARCH, Recipe
 from ddviz.settings import Settings
 from ddviz.trainfolder import TrainFolder
@@ -43,7 +46,7 @@ NOTEBOOKS: dict[str, type[Settings]] = {
 """What a run may be, and the settings that check its parameters."""
 
 PRESETS = Path(__file__).parent / "data" / "presets"
-_KEYS = {"name", "notebook", "over", "parameters", "labels"}
+_KEYS = {"name", "notebook", "over", "parameters", "labels", "needs"}
 _RUN = "run:"
 
 
@@ -51,8 +54,8 @@ _RUN = "run:"
 class PlannedRun:
     """One notebook to execute.
 
-    folder: of everything that it leaves. needs: the run whose network it takes, "" for none. arch: of the network, as
-    far as the plan tells.
+    folder: of everything that it leaves. needs: runs whose networks it takes. arch: of the network, as far as the plan
+    tells.
     """
 
     name: str
@@ -61,7 +64,7 @@ class PlannedRun:
     labels: Mapping[str, str]
     settings: Settings
     folder: Path
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     arch: str = ""
 
     @property
@@ -91,11 +94,7 @@ def read(
     root = user_path(run_root) / path.stem
     runs: dict[str, PlannedRun] = {}
     for number, row in enumerate(plan.get("runs") or [], start=1):
-        if not isinstance(row, dict) or not {"name", "notebook"} <= row.keys() <= _KEYS:
-            got = ", ".join(row) if isinstance(row, dict) else row
-            raise InputError(
-                f"{path}, run {number}: expected name and notebook, with over, parameters, labels, got {got}."
-            )
+        _check_row(row, f"{path}, run {number}")
         for filled in _combinations(row, {"checkpoints": checkpoints, "folder": str(root)}, f"{path}, run {number}"):
             run = _planned(filled, plan.get("shared") or {}, overrides or {}, root, runs, path)
             runs[run.name] = run
@@ -115,7 +114,35 @@ def _parsed(path: Path, preset: str) -> dict[str, Any]:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(plan, dict) or not plan.keys() <= {"about", "shared", "runs"}:
         raise InputError(f"expected about, shared and runs in {path}, and nothing else.")
+    shared = plan.get("shared") or {}
+    if not (_is_table(shared) and isinstance(plan.get("runs") or [], list)):
+        raise InputError(f"expected shared to be a table of parameters in {path}, and runs a list.")
+    known = {field.name for kind in NOTEBOOKS.values() for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := shared.keys() - known:
+        raise InputError(f"{path}: no notebook has the shared parameter {', '.join(sorted(unknown))}.")
     return plan
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _check_row(row: object, where: str) -> None:
+    """Refuse what is no row of a plan, before anything is read from it."""
+    if not (_is_table(row) and isinstance(row, dict) and {"name", "notebook"} <= row.keys() <= _KEYS):
+        got = ", ".join(map(str, row)) if isinstance(row, dict) else row
+        raise InputError(f"{where}: expected name and notebook, with over, parameters, labels, needs, got {got}.")
+    for part in ("over", "parameters", "labels"):
+        if not _is_table(row.get(part) or {}):
+            raise InputError(f"{where}: expected {part} to be a table, such as {{sigma: 0.25}}, got {row[part]!r}.")
+    if empty := [name for name, values in (row.get("over") or {}).items() if values == []]:
+        raise InputError(f"{where}: expected values to go over for {', '.join(empty)}, got none.")
+    if not (isinstance(row["name"], str) and row["name"] and isinstance(row["notebook"], str)):
+        raise InputError(f"{where}: expected name and notebook to be text, got {row['name']!r}, {row['notebook']!r}.")
+    if not isinstance(row.get("needs", []), list):
+        raise InputError(f"{where}: expected needs to be a list of names, got {row['needs']!r}.")
+    if "run_root" in (row.get("parameters") or {}):
+        raise InputError(f"{where}: every run has a folder of its own name; leave run_root out.")
 
 
 def _combinations(row: Mapping[str, Any], known: Mapping[str, str], where: str) -> Iterator[dict[str, Any]]:
@@ -126,7 +153,7 @@ def _combinations(row: Mapping[str, Any], known: Mapping[str, str], where: str) 
         chosen = dict(zip(over, values, strict=True))
         try:
             yield _filled(rest, {**chosen, **known})
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             names = ", ".join([*over, *known])
             raise InputError(f"{where}: expected {{}} to name one of {names}, got {error}.") from error
 
@@ -165,26 +192,35 @@ def _planned(
         raise InputError(f"{where}: unknown parameter {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.")
     given = dict(shared) | parameters | dict(overrides)
     parameters = {name: value for name, value in given.items() if name in known} | {"run_root": str(folder)}
-    labels, needs = {key: str(value) for key, value in (row.get("labels") or {}).items()}, ""
-    arch = labels.get("model", "")
+    labels = {key: str(value) for key, value in (row.get("labels") or {}).items()}
+    arch = labels["model"] if labels.get("model") in ARCHITECTURES else ""
+    needs = list(row.get("needs", []))
+    for other in needs:
+        _trains(other, before, where)
     for setting in ("checkpoint", "init"):
         if str(parameters.get(setting, "")).startswith(_RUN):
-            needs = str(parameters[setting]).removeprefix(_RUN)
-            recipe = _trains(needs, before, where)
+            needs.append(str(parameters[setting]).removeprefix(_RUN))
+            recipe = _trains(needs[-1], before, where)
             parameters[setting] = str(TrainFolder(user_path(recipe.run_root) / recipe.title).weights)
             arch = recipe.arch or DEFAULT_ARCH.get(recipe.dataset, "")
     try:
         settings = kind(**parameters)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    return PlannedRun(name, notebook, parameters, labels, settings, folder, needs, arch)
+        hint = " YAML reads 1e-3 as text: write 0.001." if _is_exponent(given) else ""
+        raise InputError(f"{where}: {error}{hint}") from error
+    return PlannedRun(name, notebook, parameters, labels, settings, folder, tuple(needs), arch)
+
+
+def _is_exponent(parameters: Mapping[str, Any]) -> bool:
+    texts = [value for value in parameters.values() if isinstance(value, str)]
+    return any(re.fullmatch(r"[+-]?\d+e[+-]?\d+", text, re.IGNORECASE) for text in texts)
 
 
 def _trains(name: str, before: Mapping[str, PlannedRun], where: str) -> Recipe:
     """What an earlier run trains."""
     settings = before[name].settings if name in before else None
     if not isinstance(settings, Recipe):
-        raise InputError(f"{where}: expected {_RUN}{name} to name a run above that trains, found none.")
+        raise InputError(f"{where}: expected {name} to be a run above that trains, found none.")
     return settings
 
 
@@ -194,13 +230,20 @@ def _selected(runs: Mapping[str, PlannedRun], only: str) -> list[PlannedRun]:
     if not wanted:
         raise InputError(f"expected only to fit the names of some runs, got {only!r}. Names: {', '.join(runs)}.")
     for run in reversed([*runs.values()]):  # what a run needs stands above it
-        if run.name in wanted and run.needs:
-            wanted.add(run.needs)
+        if run.name in wanted:
+            wanted.update(run.needs)
     return [run for name, run in runs.items() if name in wanted]
 
 
 def weights_needed(runs: Sequence[PlannedRun]) -> list[str]:
-    """Checkpoint files that runs name and that are not there; those that other runs will make are left out."""
-    named = {str(run.parameters.get("checkpoint", "")): run.folder.parent for run in runs if not run.needs}
-    foreign = [name for name, plan in named.items() if name and not name.startswith(("zoo:", str(plan)))]
-    return [name for name in foreign if not user_path(name).exists()]
+    """Files of weights that runs name and that are not there; those that a run of the plan makes are left out."""
+    files = dict.fromkeys(name for run in runs for name in _weights(run) if not name.startswith(f"{run.folder.parent}"))
+    return [name for name in files if not user_path(name).exists()]
+
+
+def _weights(run: PlannedRun) -> list[str]:
+    if isinstance(run.settings, GridStudy):
+        named = [config.checkpoint for runs in run.settings.to_run for config in runs.values()]
+    else:
+        named = [str(run.parameters.get(setting, "")) for setting in ("checkpoint", "init")]
+    return [name for name in named if name and not name.startswith("zoo:")]

@@ -130,11 +130,12 @@ def search(root: str | Path) -> Search:
     """
     candidates, left_out = comparison.find(root)
     folders = {run.path.parent for run in candidates}
-    labelled = []
+    labelled, others = [], False
     for run in candidates:
         job_file = next(filter(Path.exists, (folder / JOB for folder in run.path.absolute().parents)), None)
-        job = _job(job_file) if job_file else {}
+        job = read_job(job_file) if job_file else {}
         if job.get("notebook", _CERTIFY) != _CERTIFY:  # an ablation's, or a quick look after training
+            others = True
             continue
         if _aside(run.path.parent, folders, user_path(root), job_file):
             left_out.append(f"{run.name} (a study beside the runs of its parent folder)")
@@ -143,7 +144,7 @@ def search(root: str | Path) -> Search:
         else:
             labelled.append(finished)
     runs, twice = _best_of_each(labelled)
-    if not runs:
+    if not runs and not others:
         also = f" Left out: {'; '.join(left_out)}." if left_out else ""
         wanted = f"expected folders of finished runs of the zoo's networks, or below a {JOB} with labels, in {root}"
         raise InputError(f"{wanted}; found none.{also}")
@@ -159,7 +160,11 @@ def _aside(folder: Path, folders: set[Path], root: Path, job_file: Path | None) 
     )
 
 
-def _job(path: Path) -> dict[str, Any]:
+def read_job(path: Path) -> dict[str, Any]:
+    """What a job.json says.
+
+    Raises: InputError for a damaged one.
+    """
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(job.get("labels", {}), dict):

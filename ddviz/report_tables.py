@@ -18,7 +18,8 @@ _DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 _NOTE = "NOTE.md"
 _ERRORS = "± is one standard error over the images (of a share: half the longer side of its Wilson interval of two)"
 _LEGEND = (
-    "Below them the paper's numbers (N = 100,000; ? cannot be read in our copy; best over {scale} {sigmas}) and ours "
+    "Below them the paper's numbers (N = 100,000; ? cannot be read in our copy; best over {scale} {sigmas}, its DS rows "
+    "over K, too) and ours "
     "less the paper's: ▲ above, ▼ below by more than two of our standard errors, ≈ neither. The paper's own "
     "uncertainty is not in this, and its networks and images may be others."
 )
@@ -125,6 +126,7 @@ def opening(results: str, found: Search) -> str:
     """Markdown: the report's title with its data sets, what the folder's NOTE.md say, and the runs left out."""
     places = groupby(sections(found.runs), lambda section: section.where)
     title = "; ".join(f"{place}: {', '.join(section.method for section in members)}" for place, members in places)
+    title = title or "Ablations alone"
     root = user_path(results).absolute()
     parents = {parent for run in found.runs for parent in run.found.path.absolute().parents}
     inside = sorted(parent for parent in parents if parent == root or root in parent.parents)
@@ -160,11 +162,11 @@ def _gains(members: list[Section]) -> Table:
     radii = report.radii_of([run for section in members for run in section.runs])
     rows, have = [], {}
     for section in members:
-        base, *others = section.names if section.method in section.names else ["", *section.names]
+        base = section.method
         before = section.of(base)
-        for name in others:
+        for name in section.names:
             after = section.of(name)
-            if not after or name.endswith(", fixed"):
+            if not after or name == base or name.endswith(", fixed"):
                 continue
             cells = paper.gains(before, after, radii, [section.paper_row(base), section.paper_row(name)])
             sigmas, images = paper.in_common(before, after)
@@ -176,7 +178,8 @@ def _gains(members: list[Section]) -> Table:
     caption = [
         f"Certified accuracy gained over fixed {first.scale}, in points at each radius ({_unit(first)}), and ACR "
         f"gained: best over {first.scale} less best over {first.scale}, image by image, over the {first.scale}s and "
-        "images that both have. ± is one standard error of the paired difference.",
+        "images that both have. ± is one standard error of the paired difference, for shares at least that of one "
+        "image in all.",
         *_beside(members, have),
     ]
     title = f"Gains on {first.where}"

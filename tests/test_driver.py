@@ -91,13 +91,44 @@ def test_what_is_done_is_not_done_again(fake, settings):
     assert fake.made == ["train", "trained", "other"]
 
 
-def test_changed_parameters_and_lost_notebooks_make_a_run_again(fake, settings, tmp_path):
+def test_more_images_and_lost_notebooks_make_a_run_again(fake, settings, tmp_path):
     study = executed(settings)
-    (tmp_path / "mine.yaml").write_text(TABLE.replace("method: fixed", "method: ds"))
+    (tmp_path / "mine.yaml").write_text(
+        TABLE.replace("method: fixed", "method: ds, max_images: 9").replace(
+            "max_images: 4, n: 200, method", "n: 200, method"
+        )
+    )
     study.progress[0].notebook.unlink()
     assert states(driver.found(settings)) == ["waiting", "done", "waiting"]
     (study.progress[1].run.folder / "job.json").write_text('{"state": "do')  # torn
     assert states(driver.found(settings)) == ["waiting"] * 3
+    assert states(executed(settings)) == ["done"] * 3
+
+
+def test_a_finished_run_with_other_settings_is_left_as_it_is(fake, settings, tmp_path):
+    study = executed(settings)
+    kept = {path: path.read_bytes() for path in study.progress[2].run.folder.rglob("*") if path.is_file()}
+    (tmp_path / "mine.yaml").write_text(TABLE.replace("n: 200, method", "n: 300, method"))
+    again = executed(settings)
+    assert states(again) == ["done", "done", "failed"] and len(fake.made) == 3
+    assert "holds a finished run with other settings (n was 200, is 300). Set them back" in again.progress[2].message
+    assert kept == {path: path.read_bytes() for path in kept}
+
+
+def test_a_running_job_tells_what_it_is(fake, settings, monkeypatch):
+    """A report may be made meanwhile: it must know what the folder holds."""
+    seen = []
+    make = fake.execute_notebook
+
+    def look(source: str, output: str, **given) -> None:
+        seen.append(json.loads((Path(output).parent / "job.json").read_text()))
+        make(source, output, **given)
+
+    monkeypatch.setattr(papermill, "execute_notebook", look)
+    executed(settings)
+    assert [(job["state"], job["notebook"]) for job in seen] == [
+        ("running", name) for name in ("train", "certify", "certify")
+    ]
 
 
 def test_a_failure_stops_only_what_needs_it_and_is_tried_again(fake, settings, capsys):
@@ -161,7 +192,8 @@ def test_an_interrupt_ends_the_running_notebook_and_keeps_the_rest(settings, tmp
     until = time.monotonic() + 20
     while driver._kernels() and time.monotonic() < until:
         time.sleep(0.1)
-    assert driver._kernels() == [] and not study.progress[0].job.exists()
+    assert driver._kernels() == [] and json.loads(study.progress[0].job.read_text())["state"] == "running"
+    assert states(driver.found(settings)) == ["waiting"]
     assert 0 < driver._certificates(study.progress[0].run.folder) < 597
 
 
@@ -179,6 +211,11 @@ def test_the_plan_tells_costs_and_what_is_missing(settings, tmp_path):
     assert rows["other"][:3] == ["certify", "4", "1,200"]
     assert rows["all that are not done"][1] == "20"
     assert table.endswith("- missing: `nowhere.pth`")
+    (tmp_path / "empty").mkdir()
+    path.write_text(f"runs:\n  - {{name: mine, notebook: certify, parameters: {{dataset: {tmp_path}/empty}}}}\n")
+    table = driver.found(settings).plan_table()
+    assert "| **mine** | certify |  |  | ? |" in table and "all that are known" in table
+    assert "- mine is not known: " in table
 
 
 @pytest.mark.parametrize(

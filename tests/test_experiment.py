@@ -311,7 +311,9 @@ def test_a_run_that_decides_has_one_radius_and_says_what_it_drew(tmp_path):
     [
         (range(100), ["The 100 images are of 3 of the 10 classes alone", "Set skip=4 to spread"]),
         (range(0, 400, 4), []),
-        (range(30), []),  # so few may miss classes wherever they lie
+        (range(30), ["The 30 images are of 1 of the 10 classes alone", "Set skip=13 to spread"]),
+        (range(0, 400, 40), []),  # so few tell nothing
+        (range(400), []),
     ],
 )
 def test_images_of_few_classes_are_noted(tmp_path, indices, said):

@@ -29,8 +29,8 @@ def test_without_kaleido_there_is_html_and_one_line_that_says_what_to_install(tm
     told = exports.write(str(tmp_path / "new"), "# About", [TABLE], {"curves": FIGURE})
     assert "\n" not in told and "1 tables and 1 figures" in told and "pip install 'ddviz[figures]'" in told
     files = written(tmp_path / "new")
-    assert sorted(files) == ["README.md", "curves.html", "gains.csv", "gains.md", "gains.tex", "plotly.min.js"]
-    assert files["README.md"] == b"# About\n"
+    assert sorted(files) == ["about.md", "curves.html", "gains.csv", "gains.md", "gains.tex", "plotly.min.js"]
+    assert files["about.md"] == b"# About\n"
     assert files["gains.tex"].decode() == to_latex(TABLE)
     page = files["curves.html"].decode()
     assert 'src="plotly.min.js"' in page and "https://cdn" not in page and FIGURE.to_dict() == before
@@ -41,7 +41,7 @@ def test_without_a_browser_the_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no browser"))
     told = exports.write(str(tmp_path / "new"), "# About", [], {"curves": FIGURE})
     assert "\n" not in told and "kaleido has no browser" in told and "kaleido_get_chrome" in told
-    assert sorted(written(tmp_path / "new")) == ["README.md", "curves.html", "plotly.min.js"]
+    assert sorted(written(tmp_path / "new")) == ["about.md", "curves.html", "plotly.min.js"]
 
 
 @pytest.mark.slow
@@ -57,5 +57,5 @@ def test_the_same_values_give_the_same_files(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=r"cannot write .*README\.md"):
+    with pytest.raises(ResourceError, match=r"cannot write .*about\.md"):
         exports.write(str(tmp_path / "file" / "below"), "", [TABLE], {})

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from ddviz import InputError, RunConfig, plan
+from ddviz.grids import GridStudy
+from ddviz.iterations import IterationStudy
 from ddviz.recipe import Recipe
 
 TABLE = """
@@ -61,7 +63,7 @@ def test_shared_parameters_reach_the_notebooks_that_know_them_and_overrides_win(
 def test_a_run_takes_the_network_of_another_one(table):
     run = read(table)["trained-0.25"]
     weights = "runs/mine/train-0.25/digits-cnn-cohen-0.25-fs/digits-cnn-cohen-0.25-fs.safetensors"
-    assert run.needs == "train-0.25" and Path(run.parameters["checkpoint"]) == Path(weights)
+    assert run.needs == ("train-0.25",) and Path(run.parameters["checkpoint"]) == Path(weights)
 
 
 def test_patterns_choose_runs_with_what_they_need(table):
@@ -91,10 +93,23 @@ def test_weights_that_are_missing_are_named(table, tmp_path):
         ("{name: a, notebook: certify, parameters: {sigma: -1}}", "run a: expected sigma > 0"),
         ("{name: a/b, notebook: certify}", "run a/b: expected the name of a new folder"),
         ("{name: .a, notebook: certify}", "run .a: expected the name of a new folder"),
-        ("{name: a}", "run 1: expected name and notebook, with over, parameters, labels, got name"),
+        ("{name: a}", "run 1: expected name and notebook, with over, parameters, labels, needs, got name"),
+        ("{name: a, notebook: [certify]}", "run 1: expected name and notebook to be text"),
+        ("{name: '', notebook: certify}", "run 1: expected name and notebook to be text, got ''"),
+        ("{name: null, notebook: certify}", "run 1: expected name and notebook to be text, got None"),
+        ("{name: a, notebook: certify, over: [0.1]}", "run 1: expected over to be a table, .*got"),
+        ("{name: a, notebook: certify, over: {sigma: []}}", "run 1: expected values to go over for sigma, got none"),
+        ("{name: a, notebook: certify, parameters: [n]}", "run 1: expected parameters to be a table"),
+        ("{name: a, notebook: certify, labels: [n]}", "run 1: expected labels to be a table"),
+        ("{name: a, notebook: certify, needs: b}", "run 1: expected needs to be a list of names"),
+        ("{name: a, notebook: certify, needs: [b]}", "run a: expected b to be a run above that trains"),
+        ("{name: a, notebook: certify, 1: 2}", "run 1: expected name and notebook"),
+        ("{name: 'a{x.y}', notebook: certify, over: {x: [1]}}", "run 1: expected {} to name one of x"),
+        ("{name: a, notebook: certify, parameters: {run_root: b}}", "leave run_root out"),
+        ("{name: a, notebook: certify, parameters: {lr: 1e-3}}", "expected lr to be float, .* write 0.001"),
         ("{name: a, notebook: certify, over: {x: [1, 2]}}", "run a: expected a name of its own"),
         ("{name: 'a{y}', notebook: certify, over: {x: [1]}}", "run 1: expected {} to name one of x, .*, got 'y'"),
-        ("{name: a, notebook: certify, parameters: {checkpoint: 'run:b'}}", "expected run:b to name a run above that"),
+        ("{name: a, notebook: certify, parameters: {checkpoint: 'run:b'}}", "expected b to be a run above that"),
         ("just text", "run 1: expected name and notebook"),
     ],
 )
@@ -109,6 +124,9 @@ def test_a_wrong_row_is_named(tmp_path, row, said):
     ("text", "said"),
     [
         ("runs: []", "expected runs in .*, found none"),
+        ("runs: 5", "expected shared to be a table of parameters in .*, and runs a list"),
+        ("shared: [n]\nruns: []", "expected shared to be a table of parameters"),
+        ("shared: {max_image: 5}\nruns: []", "no notebook has the shared parameter max_image"),
         ("rums: []", "expected about, shared and runs in .*, and nothing else"),
         ("a: [", "is no YAML"),
         ("- 1", "expected about, shared and runs"),
@@ -142,3 +160,23 @@ def test_the_papers_plan_has_the_papers_settings():
     assert {c.sigma for c in certified if c.dataset == "imagenet"} == {0.25, 0.5, 1.0}
     trained = runs["train-cifar10-cohen-0.5-ds2"]
     assert isinstance(trained, Recipe) and (trained.epochs, trained.warmup_epochs, trained.iterations) == (200, 50, 1)
+    assert (trained.search_lr, trained.search_samples, trained.clamp) == (1e-4, 1, 0.02)
+    assert {c.iterations for c in certified} == {900}
+    assert {c.sigma for c in certified if c.norm == "l1"} == {0.25, 0.5, 1.0}
+    macer = runs["train-cifar10-macer-0.25-fs"]
+    assert isinstance(macer, Recipe)
+    assert (macer.samples, macer.macer_lambda, macer.gamma, macer.epochs) == (16, 12.0, 8.0, 200)
+    tuned = [each for name, each in runs.items() if name.startswith("train-imagenet")]
+    assert {(each.epochs, each.warmup_epochs, each.iterations) for each in tuned} == {(30, 0, 1)}  # type: ignore[attr-defined]
+    steps, grid = runs["iterations-cifar10-smoothadv-0.12-ds2"], runs["grid-cifar10-smoothadv"]
+    assert isinstance(steps, IterationStudy) and isinstance(grid, GridStudy)
+    assert (steps.samples, steps.lr, steps.clamp, steps.n, max(steps.to_run)) == (1, 1e-4, 0.02, 100_000, 900)
+    assert (grid.grid_samples, grid.evaluations, grid.samples, grid.grid_max) == ("1,2,4,10", "200", 1, 1.0)
+
+
+def test_the_papers_grid_waits_for_its_networks():
+    runs = plan.read("paper", run_root="runs", only="grid-*")[1]
+    assert [run.notebook for run in runs] == ["train"] * 3 + ["ablation_grid"]
+    assert plan.weights_needed(runs) == []
+    tuned = plan.read("paper", run_root="runs", checkpoints="nets", only="train-imagenet-cohen-0.5-ds2")[1]
+    assert plan.weights_needed(tuned) == ["nets/imagenet-cohen-0.5.pth.tar"]

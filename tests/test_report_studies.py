@@ -66,5 +66,21 @@ def test_figure_8_shows_the_searches(root):
 
 def test_without_ablations_there_is_nothing_and_a_wrong_folder_is_said(root):
     assert figure_7([]) == ("", {}) and figure_8([]) == ("", {})
-    with pytest.raises(InputError, match="of the same network, found none"):
-        figure_7([root / "c"])
+    said, figures = figure_7([root / "c"])
+    assert said.startswith("Left out: expected runs in") and not figures
+
+
+def test_several_studies_of_one_network_stand_side_by_side(root):
+    said, figures = figure_7([root / "b", root / "b"])
+    assert said.count("K = 50** | 200") == 2 and said.startswith("**b**")
+    assert all(name.endswith("-b") for name in figures)
+
+
+def test_a_folder_of_ablations_alone_can_be_reported(root):
+    assert search(root / "b").runs == []
+
+
+def test_a_damaged_job_is_named(root):
+    (root / "a" / "job.json").write_text("[]")
+    with pytest.raises(InputError, match=r"job\.json is damaged"):
+        studies("", str(root), "ablation_grid")

@@ -177,3 +177,13 @@ def test_p_a_counts_right_answers_alone(both):
 def test_a_wrong_parameter_is_named_before_anything_is_read(parameters, message):
     with pytest.raises(InputError, match=message):
         Report.from_namespace(parameters)
+
+
+def test_a_gain_is_over_fixed_sigma_whatever_comes_first(tmp_path):
+    """The smallest sigma has no fixed run: the first row is the data-dependent one."""
+    for sigma, method, radius in ((0.12, "ds", 0.3), (0.25, "ds", 0.5), (0.25, "fixed", 0.4)):
+        folder = job(tmp_path / f"{sigma}-{method}", "digits", "cohen")
+        finished(folder, sigma, method, radius, radius)
+    (table,) = gains(sections(search(tmp_path).runs))
+    assert [row.name for row in table.rows] == ["Cohen-DS over Cohen"]
+    assert table.rows[0].cells[-1].value == pytest.approx(0.1)
