@@ -18,10 +18,9 @@ _DATASETS = {"cifar10": "CIFAR-10", "imagenet": "ImageNet"}
 _NOTE = "NOTE.md"
 _ERRORS = "± is one standard error over the images (of a share: half the longer side of its Wilson interval of two)"
 _LEGEND = (
-    "Below them the paper's numbers (N = 100,000; ? cannot be read in our copy; best over {scale} {sigmas}, its DS rows "
-    "over K, too) and ours "
-    "less the paper's: ▲ above, ▼ below by more than two of our standard errors, ≈ neither. The paper's own "
-    "uncertainty is not in this, and its networks and images may be others."
+    "Below them the paper's numbers (N = 100,000; ? cannot be read in our copy; best over {scale} {sigmas}, its DS "
+    "rows over K, too) and ours less the paper's: ▲ above, ▼ below by more than two of our standard errors, ≈ neither. "
+    "The paper's own uncertainty is not in this, and its networks and images may be others."
 )
 
 

@@ -9,11 +9,13 @@ import plotly.graph_objects as go
 import pytest
 from test_config import assert_parameters_are_fields
 
-from ddviz import InputError, Record, RunConfig, ablation, ablation_plots, plots
+from ddviz import InputError, Record, RunConfig, ablation, ablation_plots, grids, iterations, plots
 from ddviz import __main__ as command_line
 from ddviz.ablation import Study
 from ddviz.records import ABSTAIN, write_records
-from ddviz.report import with_table
+from ddviz.report import search, with_table
+from ddviz.report_tables import gains, levels, sections
+from ddviz.tables import to_markdown
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RESULTS = NOTEBOOKS / "results"
@@ -255,3 +257,17 @@ def test_the_command_puts_the_table_into_a_document(root, tmp_path, capsys):
 def test_the_published_table_is_that_of_the_record_files():
     document = (RESULTS / "README.md").read_text()
     assert document == with_table(document, "solvers", ablation.both_tables(ablation.read(RESULTS / "solvers")))
+
+
+@pytest.mark.parametrize(("name", "study"), [("iterations", iterations), ("grid", grids)])
+def test_the_tables_of_the_ablations_are_those_of_the_record_files(name, study):
+    document = (RESULTS / "README.md").read_text()
+    assert document == with_table(document, name, study.table(study.read(RESULTS / name)))
+
+
+def test_the_published_report_is_that_of_the_record_files():
+    every = sections(search(RESULTS / "solvers").runs)
+    tables = [*gains(every), *map(levels, every)]
+    assert {f"{table.key}.md" for table in tables} <= {path.name for path in (RESULTS / "report").glob("*.md")}
+    for table in tables:
+        assert (RESULTS / "report" / f"{table.key}.md").read_text(encoding="utf-8") == to_markdown(table)

@@ -47,7 +47,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     psutil.wait_procs(kernels, timeout=30)  # they end by themselves, and let go of their folders
-    assert states(root) == {"cohen-0.12": "done"}
+    assert states(root) == {"cohen-0.12": "done", "cohen-0.25": "running"}
     before = (root / "smoke" / "cohen-0.12" / "job.json").stat().st_mtime_ns
     subprocess.run(command(root, **SMALL), check=True, timeout=900, stdout=subprocess.DEVNULL)
     assert (root / "smoke" / "cohen-0.12" / "job.json").stat().st_mtime_ns == before, "what was done is left alone"
