@@ -212,6 +212,9 @@ def read(study: str | Path, called: Sequence[str] = tuple(_COMPARED)) -> list[So
     places = {solved.name: order.index(solved.solver) if solved.solver in order else len(order) for solved in found}
     found.sort(key=lambda solved: (solved.network, places[solved.name], solved.solver, solved.budget))
     runs = {(solved.network, solved.name): solved.run for solved in found}
+    for one in found:  # with its own settings halving makes a number of evaluations, too
+        if one.name == RIVAL:
+            runs.setdefault((one.network, f"{RIVAL}-{one.evaluations:.0f}"), one.run)
     return [_compared(solved, runs) for solved in found]
 
 

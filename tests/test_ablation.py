@@ -94,6 +94,15 @@ def test_differences_are_paired_over_the_images_of_both_runs(root):
             assert found.images == lead[2]
 
 
+def test_halvings_own_settings_stand_for_as_many_evaluations(root):
+    """Halving made 100 evaluations: what was held to 100 is compared with it."""
+    finished(root, "ascent-100", records(0.4, 0.4, 0.0), solver="ascent-fast")
+    finished(root, "ascent-200", records(0.4, 0.4, 0.0), solver="ascent-fast")
+    leads = {one.name: one.lead for one in ablation.read(root)}
+    assert leads["ascent-100"] and leads["ascent-100"].mean == pytest.approx((0.2 + 0.0 + 0.2) / 3)
+    assert leads["ascent-200"] is None
+
+
 def test_the_table_says_what_the_records_do(root):
     settings, table = ablation.table(ablation.read(root)).split("\n\n")
     cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]

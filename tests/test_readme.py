@@ -85,5 +85,5 @@ def test_every_parameter_that_is_named_exists():
 
 
 def test_every_file_that_is_named_exists():
-    for path in re.findall(r"(?:notebooks|tests)/[\w/.]+\w", README):
+    for path in re.findall(r"(?:notebooks|tests)/[\w/.-]+\w", README):
         assert (ROOT / path).exists(), path

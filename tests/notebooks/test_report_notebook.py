@@ -23,19 +23,23 @@ def run(target: Path, **parameters: object) -> nbformat.NotebookNode:
 def test_the_published_solvers_beside_the_paper(tmp_path):
     notebook = run(tmp_path, results="results/solvers", export=str(tmp_path / "export"))
     title, gained, levels, *_, told = outputs(notebook, "text/markdown")
-    assert title.startswith("# CIFAR-10 (resnet20, l2): Cohen, SmoothAdv, MACER") and "JPEG-recompressed" in title
-    assert gained.count("\n| **") == 6 and "**Cohen-DS, halving over Cohen** | +3.6" in gained
+    assert title.startswith("# CIFAR-10 (resnet20, l1): Yang; CIFAR-10 (resnet20, l2): Cohen, SmoothAdv, MACER")
+    assert "JPEG-recompressed" in title and "**Cohen-DS, halving over Cohen** | +" in gained
     assert [line for line in levels.splitlines() if line.startswith("###")] == [
-        f"### Table {number}: {method} on CIFAR-10 (resnet20, l2)"
-        for number, method in enumerate(("Cohen", "SmoothAdv", "MACER"), start=1)
+        "### Table 4: Yang on CIFAR-10 (resnet20, l1)",
+        *(
+            f"### Table {number}: {method} on CIFAR-10 (resnet20, l2)"
+            for number, method in enumerate(("Cohen", "SmoothAdv", "MACER"), start=1)
+        ),
     ]
     figures = [figure["layout"]["title"]["text"] for figure in outputs(notebook, PLOTLY)]
     assert [title.split(":")[0] for title in figures] == [
+        "Certified accuracy, Yang on CIFAR-10 (resnet20, l1), with 95 % bands",
         *(f"Figure {n}" for n in (3, 4, 5)),
-        *["Lower bound on p_A of right answers"] * 3,
+        *["Lower bound on p_A of right answers"] * 4,
     ]
-    assert "4 tables and 6 figures" in told
-    assert len(list((tmp_path / "export").glob("*.html"))) == 6 and len(list((tmp_path / "export").glob("*.csv"))) == 4
+    assert "6 tables and 8 figures" in told
+    assert len(list((tmp_path / "export").glob("*.html"))) == 8 and len(list((tmp_path / "export").glob("*.csv"))) == 6
 
 
 def test_an_experiment_with_l1_and_imagenet(tmp_path):
