@@ -7,6 +7,7 @@ import torch
 
 from ddviz import InputError, Recipe, datasets, models
 from ddviz import __main__ as command_line
+from ddviz.smoothing import SMOOTHINGS
 
 
 @pytest.mark.parametrize("name", models.zoo())
@@ -68,6 +69,6 @@ def test_the_zoo_s_cifar10_networks_classify_as_they_say(data_root):
     for name in models.zoo():
         if name.startswith("cifar10"):
             base = models.pretrained(name)
-            noise = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))
+            noise = SMOOTHINGS[base.metadata["norm"]].fill_(torch.empty_like(x), torch.Generator().manual_seed(0))
             accuracy = (base.network(x + float(base.metadata["sigma"]) * noise).argmax(1) == y).float().mean().item()
             assert accuracy == pytest.approx(float(base.metadata["noisy_accuracy"]), abs=0.06), name
