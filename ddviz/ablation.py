@@ -37,7 +37,31 @@ _NAME = re.compile(r"(.+)-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(Settings):
+class Ablation(Settings):
+    """Base of the settings of studies, whose fields are named as a run's where they are a run's."""
+
+    @property
+    def planned(self) -> list[RunConfig]:
+        """Runs that together cost what the study will; none where earlier results are shown."""
+        raise NotImplementedError
+
+    def _shared(self, **own: Any) -> RunConfig:
+        """The run's settings among these, and others; a clamp of 0 becomes 1 - alpha^(1/n), to two digits."""
+        known = {field.name for field in fields(RunConfig)}
+        shared: dict[str, Any] = {name: value for name, value in asdict(self).items() if name in known} | own
+        if shared["clamp"]:
+            return RunConfig(**shared)
+        del shared["clamp"]
+        config = RunConfig(**shared)  # which checks n and alpha
+        return replace(config, clamp=float(f"{1 - largest_p_lower(config.n, config.alpha):.2g}"))
+
+    def _check_results(self, results: str) -> None:
+        if results and not user_path(results).is_dir():
+            raise InputError(f"expected results to be a folder of finished runs, got {results!r}. Leave it empty.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Ablation):
     """What to compare the solvers on: the parameters of `notebooks/ablation_solvers.ipynb`, named as a run's.
 
     clamp: 0 is 1 - alpha^(1/n) to two digits, beyond which n samples certify nothing. evaluations: of the network an
@@ -68,28 +92,21 @@ class Study(Settings):
     @property
     def config(self) -> RunConfig:
         """The settings that all runs share."""
-        return shared_config(self)
+        return self._shared()
 
     @property
     def to_run(self) -> dict[str, RunConfig]:
         """The runs to make, by name; none where earlier results are shown."""
         return {} if self.results else configs(self.config, self.evaluations)
 
+    @property
+    def planned(self) -> list[RunConfig]:
+        return [*self.to_run.values()]
+
     def _check(self) -> None:
         self._check_least({"evaluations": 0})
         configs(self.config, self.evaluations)  # names what cannot be before anything is loaded
         self._check_results(self.results)
-
-
-def shared_config(study: Any, **own: Any) -> RunConfig:
-    """The run's settings among those of a study, and others; a clamp of 0 becomes 1 - alpha^(1/n), to two digits."""
-    known = {field.name for field in fields(RunConfig)}
-    shared: dict[str, Any] = {name: value for name, value in asdict(study).items() if name in known} | own
-    if shared["clamp"]:
-        return RunConfig(**shared)
-    del shared["clamp"]
-    config = RunConfig(**shared)  # which checks n and alpha
-    return replace(config, clamp=float(f"{1 - largest_p_lower(config.n, config.alpha):.2g}"))
 
 
 def configs(config: RunConfig, evaluations: int = 0) -> dict[str, RunConfig]:

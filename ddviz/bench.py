@@ -1,5 +1,6 @@
 """Everything that a config names, loaded and tested: images, network, and the engine ready to count."""
 
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -35,7 +36,6 @@ class Bench:
     network: nn.Module
     sampler: Sampler
     shape: torch.Size
-    search_batch: int
     images_hash: str
     model_hash: str
     agreement: str
@@ -68,11 +68,17 @@ class Bench:
         told = BACKENDS[backend].versions | {"device": name, "backend": backend}
         return told | ({"agreement": self.agreement} if self.agreement else {})
 
-    def under(self, config: RunConfig) -> "Bench":
-        """The same network and images, for other settings of search, certificate or folder."""
-        example = self.image(self.images.indices[0])
-        own = config.search_batch or default_search_batch(example, config.samples)
-        return replace(self, config=config, search_batch=own)
+    @property
+    def search_batch(self) -> int:
+        """Images in one pass of the search."""
+        return self.config.search_batch or default_search_batch(self.shape.numel(), self.config.samples)
+
+    def batches(self, done: Container[int]) -> Iterator[tuple[Sequence[int], list[int]]]:
+        """The batches of a search that are not all done, each with what is left of it."""
+        for start in range(0, len(self.images), self.search_batch):
+            batch = self.images.indices[start : start + self.search_batch]
+            if todo := [index for index in batch if index not in done]:
+                yield batch, todo
 
     def form(self, solver: Solver) -> Forward:
         """The network in the form that suits a solver."""
@@ -143,7 +149,6 @@ def prepare(config: RunConfig, network: nn.Module | None = None, images: ImageSe
         network=on_device,
         sampler=sampler,
         shape=pixels[0].shape,
-        search_batch=config.search_batch or default_search_batch(pixels[0], config.samples),
         images_hash=short_hash(images.classes, list(map(int, images.labels))),
         model_hash=short_hash(base.digest, answers),
         agreement=agreement,

@@ -61,9 +61,8 @@ class Experiments(Settings):
 
         Raises: InputError naming the run that cannot be.
         """
-        given = {"n": self.n, "max_images": self.max_images, "data_root": self.data_root, "device": self.device}
-        kept = {"n": 0, "max_images": -1, "data_root": "", "device": "auto"}
-        overrides = {name: value for name, value in given.items() if value != kept[name]}
+        given = {name: getattr(self, name) for name in ("n", "max_images", "data_root", "device")}
+        overrides = {name: value for name, value in given.items() if value != getattr(Experiments, name)}
         return plan.read(
             self.preset, run_root=self.run_root, checkpoints=self.checkpoints, overrides=overrides, only=self.only
         )
@@ -111,7 +110,7 @@ def execute(study: Overview, show: Callable[[Overview], object] = lambda _: None
             run = progress.run
             if _is_done(progress):
                 continue
-            lost = {each.run.name for each in (*study["failed"], *study["left out"])}
+            lost = {each.run.name for each in study.lost}
             if missing := [name for name in run.needs if name in lost]:
                 progress.state, progress.message = "left out", f"it needs the network of {', '.join(missing)}"
             else:

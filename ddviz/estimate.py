@@ -13,19 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ddviz import datasets, models
-from ddviz.ablation import Study
+from ddviz.ablation import Ablation
 from ddviz.config import RunConfig
 from ddviz.datasets import ImageSet
 from ddviz.errors import InputError
-from ddviz.grids import GridStudy
 from ddviz.inference import DTYPES, compile_gradient, default_dtype
-from ddviz.iterations import IterationStudy
 from ddviz.networks import ARCHITECTURES
 from ddviz.noise import NoiseKey, Stage
 from ddviz.plan import PlannedRun
 from ddviz.recipe import DEFAULT_ARCH, Recipe
 from ddviz.sampling import Sampler, side_by_side
-from ddviz.settings import Settings, torch_device
+from ddviz.settings import torch_device
 from ddviz.sigma import Ascent, Grid, Solver, default_search_batch
 from ddviz.smoothing import SMOOTHINGS
 from ddviz.trainer import Precision
@@ -70,19 +68,10 @@ def estimate(run: PlannedRun) -> Estimate:
     settings = run.settings
     if isinstance(settings, Recipe):
         return Estimate(seconds=_OPENING) + _training(settings)
-    parts = [_certification(config, method, run.arch) for config in _configs(settings) for method in config.methods]
+    configs = [settings] if isinstance(settings, RunConfig) else []
+    configs += settings.planned if isinstance(settings, Ablation) else []
+    parts = [_certification(config, method, run.arch) for config in configs for method in config.methods]
     return sum(parts, Estimate(seconds=_OPENING))
-
-
-def _configs(settings: Settings) -> list[RunConfig]:
-    """The runs that a notebook makes."""
-    if isinstance(settings, RunConfig):
-        return [settings]
-    if isinstance(settings, IterationStudy):  # one path serves all K
-        runs = settings.to_run
-        return [replace(config, iterations=k if k == max(runs) else 0) for k, config in runs.items()]
-    studies = {Study: lambda study: [study.to_run], GridStudy: lambda study: study.to_run}
-    return [config for runs in studies[type(settings)](settings) for config in runs.values()]
 
 
 def _certification(config: RunConfig, method: str, arch: str) -> Estimate:
@@ -182,7 +171,7 @@ class _Pace:
             return self.counting
         plain, workers = solver.form == "plain", self._sampler.workers
         network = self._network if plain else compile_gradient(self._network, self._image, DTYPES[self.dtype])
-        most = default_search_batch(self._image, solver.samples)
+        most = default_search_batch(self._image.numel(), solver.samples)
         images = self._image.expand(most if self.device.type == "cuda" else min(8, most), *self.shape)
         search = partial(solver, network, images, _ANY_SIGMA)
         return _measured(lambda: side_by_side(workers, *[search] * workers), workers * len(images) * solver.planned)

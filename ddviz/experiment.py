@@ -99,13 +99,11 @@ def run_method(bench: Bench, method: str, solver: Solver | None = None) -> Run:
         with folder.log_certificates() as log:
             done = {record.idx for record in folder.read_certificates()[0]}.intersection(bench.images.indices)
             with progress(METHODS[method], len(bench.images), len(done)) as bar:
-                for start in range(0, len(bench.images), bench.search_batch):
-                    batch = bench.images.indices[start : start + bench.search_batch]
-                    if todo := [index for index in batch if index not in done]:
-                        scales = _scales(bench, method, folder, batch, solver)
-                        for index in todo:
-                            log.append(_certified_row(bench, index, scales[index]))
-                            bar.update()
+                for batch, todo in bench.batches(done):
+                    scales = _scales(bench, method, folder, batch, solver)
+                    for index in todo:
+                        log.append(_certified_row(bench, index, scales[index]))
+                        bar.update()
         return _finish(bench, method, folder)
 
 
@@ -137,8 +135,8 @@ def search(bench: Bench, indices: Sequence[int], solver: Solver | None = None) -
     Images are searched one share a core; none depends on those beside it, but for rounding.
     """
     config, token = bench.config, Token()
-    network = token.watch(bench.form(config.make_solver()))
-    solver = solver or config.make_solver()
+    own = config.make_solver()
+    network, solver = token.watch(bench.form(own)), solver or own
 
     def found_in(share: Sequence[int]) -> SigmaPath:
         x = torch.stack([bench.image(index) for index in share]).to(bench.sampler.device)

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from ddviz import ablation, analysis, comparison
-from ddviz.ablation import BASE, RIVAL, Solved
+from ddviz.ablation import BASE, RIVAL, Ablation, Solved
 from ddviz.bench import prepare
 from ddviz.config import RunConfig
 from ddviz.experiment import Run, run_method
 from ddviz.report import SEARCH, SHARED, circumstances, envelopes
-from ddviz.settings import Settings
 from ddviz.sigma import Ascent, Solver
 
 ASCENT = "ascent"
@@ -27,7 +26,7 @@ _TOLD = {"halving": ("samples",), "grid": ("clamp", "sigma_max")}  # of Algorith
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridStudy(Settings):
+class GridStudy(Ablation):
     """What to compare grids on: the parameters of `notebooks/ablation_grid.ipynb`, named as a run's.
 
     sigmas, grid_samples, evaluations: numbers separated by commas. checkpoint: {sigma} in it is filled in. evaluations:
@@ -72,15 +71,16 @@ class GridStudy(Settings):
         sigmas = self._numbers("sigmas", float, 0)
         named = {sigma: self.checkpoint.replace("{sigma}", f"{sigma:g}") for sigma in sigmas}
         promises = dict.fromkeys(("keep_class", "keep_radius"), self.promises)
-        return [
-            ablation.shared_config(self, sigma=sigma, checkpoint=checkpoint, **promises)
-            for sigma, checkpoint in named.items()
-        ]
+        return [self._shared(sigma=sigma, checkpoint=checkpoint, **promises) for sigma, checkpoint in named.items()]
 
     @property
     def to_run(self) -> list[dict[str, RunConfig]]:
         """The runs to make, by name, for each sigma; none where earlier results are shown."""
         return [] if self.results else self._runs()
+
+    @property
+    def planned(self) -> list[RunConfig]:
+        return [config for runs in self.to_run for config in runs.values()]
 
     def _runs(self) -> list[dict[str, RunConfig]]:
         evaluations, samples = self._numbers("evaluations", int, 1), self._numbers("grid_samples", int, 1)
@@ -133,7 +133,8 @@ def run(study: GridStudy) -> dict[str, Run]:
     for named in study.to_run:
         bench = prepare(next(iter(named.values())))
         for name, config in named.items():
-            made[f"sigma {config.sigma:g}: {name}"] = run_method(bench.under(config), config.method, solver_of(config))
+            own = replace(bench, config=config)
+            made[f"sigma {config.sigma:g}: {name}"] = run_method(own, config.method, solver_of(config))
     return made
 
 

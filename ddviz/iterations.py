@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddviz import ablation, analysis, comparison
-from ddviz.ablation import BASE, Solved
+from ddviz.ablation import BASE, Ablation, Solved
 from ddviz.analysis import Array, Difference
 from ddviz.bench import Bench, prepare
 from ddviz.config import RunConfig
@@ -32,7 +32,6 @@ from ddviz.experiment import Run, progress, run_method, search
 from ddviz.records import AppendLog, read_rows
 from ddviz.report import SEARCH, SHARED, circumstances
 from ddviz.runfolder import Folder
-from ddviz.settings import Settings
 from ddviz.sigma import Ascent, SigmaPath
 
 STEM = "K"
@@ -43,7 +42,7 @@ _COLUMNS = ["idx", "sigma", "radius", "evaluations", "seconds"]  # the long ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class IterationStudy(Settings):
+class IterationStudy(Ablation):
     """What to vary K on: the parameters of `notebooks/ablation_iterations.ipynb`, named as a run's.
 
     ks: the numbers of steps, separated by commas; fixed sigma is run as well, named 0 or not. clamp: 0 is
@@ -78,7 +77,7 @@ class IterationStudy(Settings):
     @property
     def config(self) -> RunConfig:
         """The run with the most steps, whose path all others are on."""
-        return ablation.shared_config(self, method="ds", iterations=self._numbers("ks", int, 0)[-1])
+        return self._shared(method="ds", iterations=self._numbers("ks", int, 0)[-1])
 
     @property
     def to_run(self) -> dict[int, RunConfig]:
@@ -89,6 +88,11 @@ class IterationStudy(Settings):
         runs = {0: replace(config, method="fixed", run_root=f"{config.run_root}/{BASE}")}
         steps = [k for k in self._numbers("ks", int, 0) if k]
         return runs | {k: replace(config, iterations=k, run_root=f"{config.run_root}/{STEM}-{k}") for k in steps}
+
+    @property
+    def planned(self) -> list[RunConfig]:
+        runs = self.to_run  # one path serves all K
+        return [replace(config, iterations=k if k == max(runs) else 0) for k, config in runs.items()]
 
     def _check(self) -> None:
         self._check_choices({"solver": ["ascent", "ascent-fast"]})
@@ -160,7 +164,7 @@ def run(study: IterationStudy, *, network: nn.Module | None = None, images: Imag
     known, runs = _climb(bench), {}
     for k, config in study.to_run.items():
         solver = KnownAscent(**vars(config.make_solver()), known=known)
-        runs[k] = run_method(bench.under(config), config.method, solver)
+        runs[k] = run_method(replace(bench, config=config), config.method, solver)
     return runs
 
 
@@ -178,11 +182,9 @@ def _climb(bench: Bench) -> dict[int, ImagePath]:
             known = {index: path for index, path in folder.read().items() if len(path.sigma) >= wanted}
             done = len(known.keys() & set(bench.images.indices))
             with progress("paths", len(bench.images), done) as bar:
-                for start in range(0, len(bench.images), bench.search_batch):
-                    batch = bench.images.indices[start : start + bench.search_batch]
-                    if todo := [index for index in batch if index not in known]:
-                        known |= _found(bench, batch, todo, log)
-                        bar.update(len(todo))
+                for batch, todo in bench.batches(known.keys()):
+                    known |= _found(bench, batch, todo, log)
+                    bar.update(len(todo))
     return known
 
 

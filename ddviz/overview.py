@@ -11,6 +11,7 @@ from ddviz import analysis, plan
 from ddviz.errors import InputError
 from ddviz.estimate import NOTHING, Estimate
 from ddviz.plan import PlannedRun
+from ddviz.report import JOB
 
 State = Literal["waiting", "running", "done", "failed", "left out"]
 _MARKS: dict[State, str] = {
@@ -40,7 +41,7 @@ class Progress:
     @property
     def job(self) -> Path:
         """The file that tells how it ended."""
-        return self.run.folder / "job.json"
+        return self.run.folder / JOB
 
     @property
     def notebook(self) -> Path:
@@ -62,6 +63,11 @@ class Overview:
 
     def __getitem__(self, state: State) -> list[Progress]:
         return [each for each in self.progress if each.state == state]
+
+    @property
+    def lost(self) -> list[Progress]:
+        """The runs that failed, and those that needed them."""
+        return [*self["failed"], *self["left out"]]
 
     @property
     def total(self) -> Estimate:
@@ -110,8 +116,7 @@ class Overview:
 
     def failures(self) -> str:
         """Markdown: what failed, why, and where the traceback is."""
-        lost = [*self["failed"], *self["left out"]]
-        return "\n".join(f"- **{each.run.name}**: {each.message} (`{each.notebook}`)" for each in lost)
+        return "\n".join(f"- **{each.run.name}**: {each.message} (`{each.notebook}`)" for each in self.lost)
 
     @property
     def report_command(self) -> str:
@@ -125,7 +130,7 @@ class Overview:
 
         Raises: InputError naming how many, and where to look.
         """
-        if lost := [*self["failed"], *self["left out"]]:
+        if lost := self.lost:
             names = ", ".join(each.run.name for each in lost)
             raise InputError(f"expected all runs to succeed, {len(lost)} of {len(self.progress)} did not: {names}.")
 

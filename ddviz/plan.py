@@ -10,8 +10,7 @@
         labels: {method: "{method}"}      # for the report, where the checkpoint's name does not tell
 
 A checkpoint (or init) "run:NAME" is the network that an earlier run with train.ipynb leaves; `needs: [NAME, ...]` names
-more such runs. {checkpoints} in a text is
-the user's folder of networks, {folder} that of the plan's runs.
+more such runs. {checkpoints} in a text is the user's folder of networks, {folder} that of the plan's runs.
 """
 
 import re
@@ -25,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from ddviz.ablation import Study
+from ddviz.ablation import Ablation, Study
 from ddviz.config import RunConfig
 from ddviz.datasets import user_path
 from ddviz.errors import InputError
@@ -242,8 +241,8 @@ def weights_needed(runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def _weights(run: PlannedRun) -> list[str]:
-    if isinstance(run.settings, GridStudy):
-        named = [config.checkpoint for runs in run.settings.to_run for config in runs.values()]
+    if isinstance(run.settings, Ablation):
+        named = [config.checkpoint for config in run.settings.planned]
     else:
         named = [str(run.parameters.get(setting, "")) for setting in ("checkpoint", "init")]
     return [name for name in named if name and not name.startswith("zoo:")]

@@ -113,11 +113,6 @@ class Search:
     left_out: list[str]
 
 
-def finished_runs(root: Path) -> list[Finished]:
-    """The runs that `search` finds."""
-    return search(root).runs
-
-
 def search(root: str | Path) -> Search:
     """The finished runs below a folder, at every depth, whose network is known.
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from ddviz import grid_plots, grids, iteration_plots, iterations
-from ddviz.ablation import Solved
+from ddviz import comparison, grid_plots, grids, iteration_plots, iterations
 from ddviz.datasets import user_path
 from ddviz.errors import InputError
 from ddviz.report import JOB, read_job
@@ -29,7 +28,7 @@ def figure_7(folders: Sequence[Path]) -> Shown:
     def one(folder: Path) -> Shown:
         ladders, figures = iterations.read(folder), {}
         for ladder in ladders:
-            unit = _unit(ladder.runs[0])
+            unit = comparison.unit([ladder.runs[0].run])
             figures[f"figure7-{ladder.network}-accuracy"] = iteration_plots.curves(ladder, unit=unit)
             figures[f"figure7-{ladder.network}-gain"] = iteration_plots.saturation(ladder, unit=unit)
         return iterations.table(ladders), figures
@@ -45,9 +44,10 @@ def figure_8(folders: Sequence[Path]) -> Shown:
         for family in dict.fromkeys(map(grids.family, solved)):
             own = [one for one in solved if grids.family(one) == family]
             most = max(one.budget for one in own)
+            unit = comparison.unit([own[0].run])
             at_most = [one for one in own if one.budget in (0, most)]
-            figures[f"figure8-{family}-accuracy"] = grid_plots.curves(at_most, unit=_unit(own[0]))
-            figures[f"figure8-{family}-evaluations"] = grid_plots.efforts(own, unit=_unit(own[0]))
+            figures[f"figure8-{family}-accuracy"] = grid_plots.curves(at_most, unit=unit)
+            figures[f"figure8-{family}-evaluations"] = grid_plots.efforts(own, unit=unit)
         return grids.table(solved), figures
 
     return _each(folders, one)
@@ -65,7 +65,3 @@ def _each(folders: Sequence[Path], show: Callable[[Path], Shown]) -> Shown:
         parts.append(f"**{folder.name}**\n\n{said}" if several else said)
         figures |= {f"{name}-{folder.name}" if several else name: figure for name, figure in own.items()}
     return "\n\n".join(parts), figures
-
-
-def _unit(one: Solved) -> str:
-    return f"{one.run.config['norm']}, [0,1]-pixel units"

@@ -97,10 +97,6 @@ class Settings:
             raise InputError(f"expected {name} >= {least:g}, got {numbers[0]:g}.")
         return numbers
 
-    def _check_results(self, results: str) -> None:
-        if results and not user_path(results).is_dir():
-            raise InputError(f"expected results to be a folder of finished runs, got {results!r}. Leave it empty.")
-
     def _check_sigma(self, sigma: float) -> None:
         if sigma <= 0:
             raise InputError(f"expected sigma > 0, a noise scale in [0,1]-pixel units, got {sigma:g}.")

@@ -323,9 +323,9 @@ class _Search:
         return torch.cat([self.network(part) for part in parts]).unflatten(0, (*sigma.shape, -1))
 
 
-def default_search_batch(example: Tensor, samples: int) -> int:
+def default_search_batch(pixels: int, samples: int) -> int:
     """Images in one pass of the search, so many that samples and gradients fit into a common device's memory."""
-    most = 128 if example.numel() <= 3 * 64 * 64 else 8
+    most = 128 if pixels <= 3 * 64 * 64 else 8
     return max(1, min(most, 4 * most // samples))
 
 
